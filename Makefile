@@ -1,0 +1,61 @@
+# Every target sets up .venv by itself on a fresh machine; set-up is done once, and again when what it depends on has changed.
+VENV  := .venv
+BIN   := $(VENV)/bin
+TORCH ?= 2.13.0
+ARGS  ?=
+PIP    = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# The first Python from 3.10 on that can make virtual environments
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
+
+setup_files := settings.ini setup.py pyproject.toml constraints.txt
+base := $(VENV)/.ready-$(TORCH)
+
+.PHONY: help train test site lab export clean
+help:
+	@echo "make train   train the lesson's network (ARGS='--epochs 3' passes options; ARGS=--help lists them)"
+	@echo "make test    run all tests, notebooks included (ARGS='-k 04' passes options to pytest)"
+	@echo "make site    build the documentation site into _site/"
+	@echo "make lab     open the course in JupyterLab"
+	@echo "make export  write the package minifastai/ anew from the notebooks"
+	@echo "make clean   remove what was built, .venv included; runs/ is kept"
+
+train: $(base)
+	$(BIN)/minifastai-train $(ARGS)
+
+test: $(base)-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+site: $(base)-docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs _site
+	@echo "Built: open _site/index.html"
+
+lab: $(base)-dev
+	$(BIN)/jupyter lab nbs
+
+export: $(base)-dev
+	$(BIN)/nbdev-clean
+	$(BIN)/nbdev-export
+
+clean:
+	rm -rf $(VENV) _site docs/_build _proc build dist *.egg-info
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "minifastai needs Python 3.10 or newer with its venv module (on Debian and Ubuntu: apt install python3-venv). None was found; name one by: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# PyTorch comes first, in the version that is asked for: the package's own range would take the newest
+$(base): $(BIN)/python $(setup_files)
+	@echo "Setting up $(VENV): this takes a few minutes, once"
+	$(PIP) torch==$(TORCH)
+	$(PIP) -e '.[digits]'
+	@touch $@
+
+$(base)-dev: $(base)
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(base)-docs: $(base)
+	$(PIP) -e '.[docs]'
+	@touch $@
