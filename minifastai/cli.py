@@ -6,7 +6,7 @@
 __all__ = ['minifastai_train']
 
 # %% ../nbs/90_cli.ipynb #27c73f59
-import csv, os, sys, time
+import csv, json, os, sys, time
 from collections.abc import Callable
 from pathlib import Path
 import torch
@@ -142,11 +142,11 @@ def minifastai_train(
     except KeyboardInterrupt: stopped = True
 
     rows, batches = run.progress.table.rows, run.batch_history.rows()
-    settings = dict(dataset=name, mean=f'{m:.6f}', std=f'{s:.6f}', epochs=str(len(rows)), seed=str(seed))
+    settings = json.dumps(dict(dataset=name, mean=m.item(), std=s.item(), epochs=len(rows), bs=bs, lr=lr, momentum=momentum, seed=seed))
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     _write_csv(folder/'history.csv', rows)
     _write_csv(folder/'batches.csv', batches)
-    _write(folder/'model.safetensors', lambda part: save_file(state, part, metadata=settings))
+    _write(folder/'model.safetensors', lambda part: save_file(state, part, metadata={'minifastai': settings}))
     for what, fig in _figures(batches, rows, run.batch_history.ends).items(): _write(folder/f'{what}.png', lambda part: fig.savefig(part, dpi=150))
     if rows: print(f"Validation accuracy {rows[-1]['valid_accuracy']:.4f} after {len(rows)} epochs, {time.perf_counter() - start:.0f} s")
     print(f"Written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")

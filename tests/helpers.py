@@ -1,0 +1,45 @@
+"What several tests use: a tiny learner, and callbacks that note or raise."
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn, optim
+
+from minifastai.callbacks import EVENTS, Callback, Learner
+from minifastai.data import DataBunch
+
+
+def tiny_learner(n_train=3, n_valid=2, model=None, opt_func=None, loss_func=F.cross_entropy):
+    "A learner of a linear model on a few batches of random numbers"
+    model = nn.Linear(4, 3) if model is None else model
+    g = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(5, 4, generator=g), torch.randint(3, (5,), generator=g)) for _ in range(n_train + n_valid)]
+    return Learner(model, (opt_func or partial(optim.SGD, lr=0.1))(model.parameters()), loss_func, DataBunch(batches[:n_train], batches[n_train:]))
+
+
+class Tracer(Callback):
+    "Notes all events in a list, which several tracers may share"
+    def __init__(self, trace=None, name='tracer', order=0):
+        self.trace, self.name, self._order = [] if trace is None else trace, name, order
+        for event in EVENTS: setattr(self, event, partial(self.note, event))
+
+    def note(self, event): self.trace.append((self.name, event) if self.name != 'tracer' else event)
+
+
+class Raiser(Callback):
+    "Raises `exc` at the `nth` time that `event` happens, and notes an '!' in the tracer's list; `first`, if given, is raised once at after_loss"
+    def __init__(self, event, exc, nth=1, first=None, trace=None, name='raiser', order=0):
+        self.exc, self.nth, self.count, self.first, self.trace, self.name, self._order = exc, nth, 0, first, trace, name, order
+        setattr(self, event, self._raise)
+        if first is not None: self.after_loss = self._raise_first
+
+    def _raise_first(self):
+        if self.first is not None:
+            first, self.first = self.first, None
+            raise first
+
+    def _raise(self):
+        self.count += 1
+        if self.count != self.nth: return
+        if self.trace is not None: self.trace.append('!')
+        raise self.exc

@@ -1,0 +1,293 @@
+"What spans callbacks, learner and runner: state between fits, copies, devices, loaders, statistics."
+import copy
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Tracer, tiny_learner
+from torch import nn, optim
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from minifastai.callbacks import (AvgStats, AvgStatsCallback, Callback, CancelEpochException, Learner, Runner, TrainEvalCallback, accuracy, create_learner,
+                                  get_model)
+from minifastai.data import DataBunch, Dataset, get_dls
+
+
+class Plain(Callback):
+    def __init__(self, value=1): self.value = value
+
+
+def quiet(cbs):
+    run = Runner(cbs)
+    run.show_stats = lambda *stats: None
+    return run
+
+
+def test_the_callers_list_stays_as_it_is():
+    cbs = [Plain()]
+    run = Runner(cbs, cb_funcs=AvgStatsCallback)
+    run.fit(1, tiny_learner())
+    assert len(cbs) == 1 and len(run.cbs) == 3
+
+
+def test_callbacks_are_attributes_however_they_come():
+    run = Runner(Plain(), cb_funcs=[partial(AvgStatsCallback, accuracy)])
+    assert run.plain.value == 1 and run.avg_stats.train_stats.metrics == [accuracy] and isinstance(run.train_eval, TrainEvalCallback)
+    run.cbs.append(Tracer())  # found at the next fit
+    run.fit(1, tiny_learner())
+    assert run.tracer.trace[0] == 'begin_fit'
+
+
+def test_momentum_survives_from_fit_to_fit():
+    "Two fits of one epoch equal one fit of two"
+    def trained(*epochs):
+        torch.manual_seed(0)
+        learn = tiny_learner(opt_func=partial(optim.SGD, lr=0.1, momentum=0.9))
+        for n in epochs: Runner().fit(n, learn)
+        return learn.model.weight
+    assert torch.equal(trained(2), trained(1, 1))
+
+
+def test_one_runner_many_learners():
+    run = Runner(TrainEvalCallback())
+    for _ in range(2):
+        run.fit(2, tiny_learner())
+        assert run.n_iter == 6 and run.n_epochs == pytest.approx(2)
+    assert len(run.cbs) == 1
+
+
+@pytest.mark.parametrize('attached', [False, True])
+def test_callbacks_can_be_copied_and_pickled(attached):
+    cb = Plain(3)
+    if attached: Runner(cb).fit(1, tiny_learner())
+    for other in (copy.copy(cb), copy.deepcopy(cb), pickle.loads(pickle.dumps(cb))):
+        assert other.value == 3 and other.run is None
+    assert (cb.run is not None) == attached
+    assert not hasattr(Plain(), 'nothing_of_this_name')
+
+
+def test_attribute_errors():
+    class Buggy(Callback):
+        @property
+        def ratio(self): return self.value.missing
+        value = 1
+    cb = Buggy()
+    with pytest.raises(AttributeError, match="'int' object has no attribute 'missing'"): cb.ratio
+    Runner(cb).fit(1, tiny_learner())
+    with pytest.raises(AttributeError, match="'int' object has no attribute 'missing'"): cb.ratio
+    with pytest.raises(AttributeError, match="Neither Buggy nor its Runner has an attribute 'n_itre'. Did you mean 'n_iter'"): cb.n_itre
+    with pytest.raises(AttributeError, match='attached to its runner by `fit`'): Plain().loss
+    with pytest.raises(RuntimeError, match='no model yet'): Runner().model
+
+
+STATE = 'xb yb pred loss opt model loss_func data learn epoch epochs iters n_epochs n_iter in_train cbs'.split()
+
+
+@pytest.mark.parametrize('k', STATE)
+def test_shadowing_is_refused(k):
+    with pytest.raises(AttributeError, match=f"write `self.run.{k} = ...`"): setattr(Plain(), k, 1)
+    with pytest.raises(AttributeError, match=f"write `self.run.{k} = ...`"): Runner(type('Shadow', (Callback,), {k: 1})())
+
+
+@pytest.mark.parametrize('k', [k for k in STATE if k not in ('learn', 'cbs')])
+def test_the_suggested_spelling_works(k):
+    class Writer(Callback):
+        _order = -1
+        def begin_fit(self): setattr(self.run, k, getattr(self, k))
+    Runner(Writer()).fit(1, tiny_learner())
+
+
+def test_mixins_handlers_count():
+    class Mixin:
+        def after_fit(self): self.done = True
+    class Mixed(Callback, Mixin): pass
+    run = Runner(Mixed())
+    run.fit(1, tiny_learner())
+    assert run.mixed.done
+    class BadMixin:
+        def after_fti(self): pass
+    with pytest.raises(ValueError, match="Did you mean 'after_fit'"): Runner(type('Mixed', (Callback, BadMixin), {})())
+
+
+def test_misspelled_event_on_the_object():
+    cb = Plain()
+    cb.after_los = lambda: None
+    with pytest.raises(ValueError, match="Did you mean 'after_loss'"): Runner(cb)
+
+
+def test_what_a_runner_refuses():
+    with pytest.raises(TypeError, match=r'pass an object, cbs=\[Plain\(\)\]'): Runner(Plain)
+    with pytest.raises(TypeError, match=r'pass an object'): Runner([Plain(), AvgStatsCallback])
+    with pytest.raises(TypeError, match='not a Callback'): Runner([print])
+    with pytest.raises(TypeError, match='not a Callback'): Runner('progress')
+    with pytest.raises(TypeError, match='makes no callback'): Runner(cb_funcs=[Plain()])
+    with pytest.raises(TypeError, match='not a Callback'): Runner(cb_funcs=lambda: None)
+    with pytest.raises(ValueError, match="Two callbacks are named 'plain'"): Runner([Plain(), Plain()])
+    with pytest.raises(ValueError, match="would be named 'fit'"): Runner(type('FitCallback', (Callback,), {})())
+    with pytest.raises(ValueError, match="would be named 'loss'"): Runner(type('Loss', (Callback,), {})())
+    with pytest.raises(TypeError, match='_order has to be a number'): Runner(type('Late', (Callback,), {'_order': 'last'})())
+    def generator(self): yield
+    with pytest.raises(TypeError, match='generator'): Runner(type('Gen', (Callback,), {'after_fit': generator})())
+    with pytest.raises(TypeError, match='has to be a method'): Runner(type('Value', (Callback,), {'after_fit': 3})())
+
+
+def test_fit_checks_before_it_changes_anything():
+    learn, run, tracer = tiny_learner(), None, Tracer()
+    run = Runner(tracer)
+    before = copy.deepcopy(learn.model.state_dict())
+    for args, message in (((learn, 1), 'comes first'), ((1.0, learn), 'whole number'), ((-1, learn), 'cannot be -1'), ((1, learn.model), "without 'model'")):
+        with pytest.raises((TypeError, ValueError), match=message): run.fit(*args)
+    learn.data.valid_dl = []
+    with pytest.raises(ValueError, match='valid_dl yields no batch'): run.fit(1, learn)
+    assert tracer.trace == [] and run.learn is None
+    for k, v in learn.model.state_dict().items(): assert torch.equal(v, before[k])
+    learn.data.valid_dl = None
+    run.fit(np.int64(1), learn)
+
+
+def test_fit_within_a_fit():
+    class Nested(Callback):
+        def after_fit(self): self.run.fit(1, self.learn)
+    with pytest.raises(RuntimeError, match='use another Runner'): Runner(Nested()).fit(1, tiny_learner())
+    class Other(Callback):
+        def after_epoch(self): Runner().fit(1, tiny_learner())
+    Runner(Other()).fit(1, tiny_learner())
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        for _ in range(4): yield torch.randn(4), torch.tensor(1)
+
+
+@pytest.mark.parametrize('dl', [
+    DataLoader(TensorDataset(torch.randn(10, 4), torch.randint(3, (10,))), 4),
+    DataLoader(Stream(), batch_size=2),
+    [[torch.randn(2, 4), torch.tensor([0, 1])]],
+    get_dls(*[Dataset(torch.randn(10, 4), torch.randint(3, (10,)))]*2, bs=3, num_workers=1)[0],
+], ids=['DataLoader', 'stream', 'list', 'workers'])
+def test_any_iterable_of_pairs(dl):
+    learn = tiny_learner()
+    learn.data = DataBunch(dl, dl, 3)
+    run = quiet(AvgStatsCallback(accuracy))
+    run.fit(2, learn)
+    assert run.n_iter == 2*sum(1 for _ in dl) and run.avg_stats.valid_stats.avg_stats[0] > 0
+
+
+def test_used_up_iterators_and_bad_batches():
+    learn = tiny_learner()
+    learn.data.train_dl = iter(list(learn.data.train_dl))
+    with pytest.raises(ValueError, match='train_dl yields no batch.*used up'): Runner().fit(2, learn)
+    for batch, what in ((torch.zeros(3, 4), r'a tensor of shape \(3, 4\)'), ({'x': 1}, 'a dict of 1'), ((1, 2, 3), 'a tuple of 3'), (7, 'a int')):
+        learn.data.train_dl = [batch]
+        with pytest.raises(TypeError, match=f'train_dl has to yield pairs.*{what}'): Runner().fit(1, learn)
+
+
+def test_devices():
+    learn = tiny_learner()
+    learn.model.to('meta')
+    with pytest.raises(RuntimeError, match=r"model is on meta, but xb is on cpu.*learn.model.to\('cpu'\)"): Runner().fit(1, learn)
+    learn = tiny_learner()
+    learn.data.train_dl = [(x, y.to('meta')) for x, y in learn.data.train_dl]
+    with pytest.raises(RuntimeError, match='yb is on meta'): Runner().fit(1, learn)
+    class Mover(Callback):
+        def begin_batch(self): self.run.yb = torch.zeros_like(self.yb, device='cpu')
+    Runner(Mover()).fit(1, learn)
+
+
+@pytest.mark.parametrize('loss_func, message', [
+    (partial(F.cross_entropy, reduction='none'), r'shape \(5,\): reduce it'), (lambda p, y: p.mean()[None], r'shape \(1,\)'), (lambda p, y: 1., 'a float'),
+    (lambda p, y: p.mean().detach(), 'has no gradient')])
+def test_losses_that_are_none(loss_func, message):
+    with pytest.raises(ValueError, match=message): Runner().fit(1, tiny_learner(loss_func=loss_func))
+
+
+def test_a_callback_may_reduce_the_loss():
+    class Reduce(Callback):
+        def after_loss(self): self.run.loss = self.loss.mean()
+    torch.manual_seed(0)
+    a = tiny_learner(loss_func=partial(F.cross_entropy, reduction='none'))
+    Runner(Reduce()).fit(1, a)
+    torch.manual_seed(0)
+    b = tiny_learner()
+    Runner().fit(1, b)
+    assert torch.equal(a.model.weight, b.model.weight)
+
+
+def test_learner_refuses_what_does_not_belong():
+    model = nn.Linear(4, 3)
+    data, opt = DataBunch([1], [1]), optim.SGD(model.parameters(), lr=.1)
+    for args, message in (((model, F.cross_entropy, opt, data), 'no optimizer'), ((None, opt, F.cross_entropy, data), 'model is a NoneType'),
+                          ((model, opt, None, data), 'loss_func is a NoneType'), ((model, opt, F.cross_entropy, [1]), 'DataBunch')):
+        with pytest.raises(TypeError, match=message): Learner(*args)
+    with pytest.raises(ValueError, match="none of the optimizer's parameters"): Learner(nn.Linear(4, 3), opt, F.cross_entropy, data)
+
+
+def test_average_over_uneven_batches():
+    torch.manual_seed(0)
+    x, y = torch.randn(103, 4), torch.randint(3, (103,))
+    model = nn.Linear(4, 3)
+    data = DataBunch(*get_dls(Dataset(x, y), Dataset(x, y), 10), 3)
+    run = quiet(AvgStatsCallback([accuracy, lambda p, y: p.mean().item()]))
+    run.fit(1, Learner(model, optim.SGD(model.parameters(), lr=0.), F.cross_entropy, data))
+    with torch.no_grad(): pred = model(x)
+    expected = [F.cross_entropy(pred, y).item(), accuracy(pred, y).item(), pred.mean().item()]
+    for stats in (run.avg_stats.train_stats, run.avg_stats.valid_stats): assert stats.avg_stats == pytest.approx(expected, abs=1e-5)
+
+
+def test_statistics_of_a_batch_in_which_nothing_counts():
+    "Its mean loss is 0/0, and it must not make the epoch's nan"
+    learn = tiny_learner()
+    x = torch.randn(5, 4)
+    learn.data = DataBunch([(x, torch.zeros(5, dtype=torch.long))], [(x, torch.full((5,), -100)), (x, torch.ones(5, dtype=torch.long))])
+    run = quiet(AvgStatsCallback())
+    run.fit(1, learn)
+    with torch.no_grad(): expected = F.cross_entropy(learn.model(x), torch.ones(5, dtype=torch.long)).item()
+    assert run.avg_stats.valid_stats.avg_stats == [pytest.approx(expected)]
+
+
+def test_statistics_without_batches():
+    stats = AvgStats(accuracy, True)
+    assert repr(stats) == '' and all(v != v for v in stats.avg_stats) and len(stats.avg_stats) == 2
+    with pytest.raises(TypeError, match='A metric has to be'): AvgStats(['accuracy'], True)
+
+
+def test_metric_objects_are_not_shared():
+    from torchmetrics.classification import MulticlassAccuracy
+    metric = MulticlassAccuracy(3, average='micro')
+    run = quiet(AvgStatsCallback([metric, accuracy]))
+    run.fit(2, tiny_learner())
+    assert metric.update_count == 0
+    for stats in (run.avg_stats.train_stats, run.avg_stats.valid_stats): assert stats.avg_stats[1] == pytest.approx(stats.avg_stats[2])
+
+
+def test_cancelled_batches_are_not_in_the_statistics():
+    class Two(Callback):
+        def begin_batch(self):
+            if self.in_train and self.n_iter == 2: raise CancelEpochException()
+    run = quiet([Two(), AvgStatsCallback(accuracy)])
+    run.fit(1, tiny_learner())
+    assert len(run.avg_stats.train_stats._losses) == 2 and len(run.avg_stats.valid_stats._losses) == 2
+
+
+def test_no_graph_is_kept_alive():
+    learn, run = tiny_learner(), Runner()
+    run.fit(1, learn)
+    assert not run.loss.requires_grad and not run.pred.requires_grad
+
+
+def test_modes():
+    class Modes(Callback):
+        def begin_fit(self): self.seen = []
+        def after_pred(self): self.seen.append((self.in_train, self.model.training, torch.is_grad_enabled()))
+    run = Runner(Modes())
+    run.fit(2, tiny_learner())
+    assert run.modes.seen == ([(True, True, True)]*3 + [(False, False, False)]*2)*2
+
+
+def test_get_model_uses_the_data():
+    data = DataBunch(*get_dls(*[Dataset(torch.randn(20, 12), torch.randint(4, (20,)))]*2, bs=5), 4)
+    learn = create_learner(partial(get_model, nh=7), F.cross_entropy, data)
+    assert [tuple(p.shape) for p in learn.model.parameters()] == [(7, 12), (7,), (4, 7), (4,)] and learn.opt.param_groups[0]['lr'] == 0.5
