@@ -94,7 +94,7 @@ def _figures(batches:list[dict], epochs:list[dict], ends:list[int]) -> dict:
     return figs
 
 # %% ../nbs/90_cli.ipynb #37531e42
-_defaults = {'mnist': dict(epochs=5, bs=512), 'digits': dict(epochs=20, bs=64)}
+_defaults = {'mnist': dict(epochs=8, bs=512), 'digits': dict(epochs=20, bs=64)}
 
 def _out_folder(out:str|None, name:str) -> Path:
     "The folder for a run's files, made and empty of another run's"
@@ -106,7 +106,7 @@ def _out_folder(out:str|None, name:str) -> Path:
 
 @call_parse
 def minifastai_train(
-    epochs:int=None,      # How often to go through the training set (5 for MNIST, 20 for the digits)
+    epochs:int=None,      # How often to go through the training set (8 for MNIST, 20 for the digits)
     bs:int=None,          # Batch size (512 for MNIST, 64 for the digits)
     lr:float=0.4,         # Learning rate
     momentum:float=0.,    # Momentum of SGD
@@ -134,12 +134,13 @@ def minifastai_train(
     train, valid = (Dataset(normalize(x, m, s).view(-1, 1, 28, 28).to(device), y.to(device)) for x, y in ((x_train, y_train), (x_valid, y_valid)))
     model = _lesson_cnn(c).to(device)
     n_params = sum(p.numel() for p in model.parameters())
-    print(f"{name}: {len(train):,} training and {len(valid):,} validation images; {n_params:,} parameters; {epochs} epochs of batches of {bs} on {device}", flush=True)
+    print(f"{name}: {len(train):,} training and {len(valid):,} validation images; {n_params:,} parameters; {epochs} epoch{'s'*(epochs != 1)} in batches of {bs} on {device}", flush=True)
     learn = Learner(model, optim.SGD(model.parameters(), lr=lr, momentum=momentum), F.cross_entropy, DataBunch(*get_dls(train, valid, bs), c))
     run = Runner([AvgStatsCallback(accuracy), _BatchHistory(), ProgressCallback()])
     start, stopped = time.perf_counter(), False
     try: run.fit(epochs, learn)
     except KeyboardInterrupt: stopped = True
+    seconds = time.perf_counter() - start
 
     rows, batches = run.progress.table.rows, run.batch_history.rows()
     settings = json.dumps(dict(dataset=name, mean=m.item(), std=s.item(), epochs=len(rows), bs=bs, lr=lr, momentum=momentum, seed=seed))
@@ -148,6 +149,6 @@ def minifastai_train(
     _write_csv(folder/'batches.csv', batches)
     _write(folder/'model.safetensors', lambda part: save_file(state, part, metadata={'minifastai': settings}))
     for what, fig in _figures(batches, rows, run.batch_history.ends).items(): _write(folder/f'{what}.png', lambda part: fig.savefig(part, dpi=150))
-    if rows: print(f"Validation accuracy {rows[-1]['valid_accuracy']:.4f} after {len(rows)} epochs, {time.perf_counter() - start:.0f} s")
+    if rows: print(f"Validation accuracy {rows[-1]['valid_accuracy']:.4f} after {len(rows)} epoch{'s'*(len(rows) != 1)}, {seconds:.0f} s")
     print(f"Written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")
     if stopped: sys.exit(130)  # as a shell reports a command that was interrupted
