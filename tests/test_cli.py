@@ -129,7 +129,7 @@ def test_progress_in_a_live_notebook(tmp_path):
 
 
 def test_wheel(tmp_path):
-    "What pip makes of the project works away from it: imports, trains, and brings its command's entry point, type marker and metadata"
+    "What pip makes of the project works away from it: imports, trains, and brings its command"
     subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', tmp_path, root], check=True, capture_output=True)
     wheel, = tmp_path.glob('minifastai-*.whl')
     subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', tmp_path/'site', wheel], check=True, capture_output=True)
