@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself on a fresh machine; set-up is done once, and again when what it depends on has changed.
 VENV  := .venv
 BIN   := $(VENV)/bin
-TORCH ?= 2.13.0
+TORCH ?= 2.13.0# or: latest
 ARGS  ?=
 PIP    = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -48,7 +48,7 @@ $(BIN)/python:
 # PyTorch comes first, in the version that is asked for: the package's own range would take the newest
 $(base): $(BIN)/python $(setup_files)
 	@echo "Setting up $(VENV): this takes a few minutes, once"
-	$(PIP) torch==$(TORCH)
+	$(PIP) torch$(if $(filter latest,$(TORCH)),,==$(TORCH))
 	$(PIP) -e '.[digits]'
 	@touch $@
 
