@@ -8,7 +8,7 @@ __all__ = ['EVENTS', 'get_model', 'CancelBatchException', 'CancelEpochException'
            'AvgStats', 'AvgStatsCallback', 'ProgressCallback']
 
 # %% ../nbs/04_callbacks.ipynb #8351970e
-import copy, difflib, functools, html, inspect, operator, re, sys, time
+import copy, difflib, html, inspect, operator, re, sys, time
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import MappingProxyType
@@ -31,7 +31,7 @@ def get_model(
 
 # %% ../nbs/04_callbacks.ipynb #49532c1a
 class _Cancel(Exception):
-    "What the three cancels have in common; `_rank` says which of two prevails"
+    "What the three cancels have in common; the higher the `_rank`, the more is cancelled"
     _rank = 0
 
 class CancelBatchException(_Cancel):
@@ -39,7 +39,7 @@ class CancelBatchException(_Cancel):
     _rank = 1
 
 class CancelEpochException(_Cancel):
-    "Raised by a callback to leave out the rest of this pass over the batches, in training or validation; between passes, of this epoch"
+    "Raised by a callback to leave out the rest of the batches, of training or of validation; at `begin_epoch`, to leave out the epoch"
     _rank = 2
 
 class CancelTrainException(_Cancel):
@@ -56,12 +56,12 @@ EVENTS = MappingProxyType(dict(
     after_backward     = "in training: the gradients are there",
     after_step         = "in training: the parameters are updated, the gradients still there",
     after_batch        = "the batch is completed",
-    after_cancel_batch = "the batch was cut short by a CancelBatchException",
+    after_cancel_batch = "the batch was cut short by a CancelBatchException, and does not count",
     cleanup_batch      = "after every batch, however it ended; in reverse order",
     begin_validate     = "before the validation batches, which run without gradients; if a callback returns True, they are left out",
+    after_cancel_epoch = "training batches, validation, or an epoch were cut short by a CancelEpochException",
     cleanup_validate   = "after every validation, however it ended; in reverse order",
-    after_cancel_epoch = "a pass over the batches, or an epoch, was cut short by a CancelEpochException",
-    after_epoch        = "the epoch, validation included, is over; also if passes were cut short",
+    after_epoch        = "the epoch is over, validation included; also if training or validation batches were cut short",
     cleanup_epoch      = "after every epoch, however it ended; in reverse order",
     after_cancel_train = "the training was ended by a CancelTrainException",
     after_fit          = "last of all, however the training ended; in reverse order",
@@ -81,18 +81,29 @@ def camel2snake(
     "Turn a class name into a variable name"
     return re.sub(r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', '_', name).lower()
 
-# %% ../nbs/04_callbacks.ipynb #b339e097
+# %% ../nbs/04_callbacks.ipynb #9d872338
 _runner_state = frozenset('xb yb pred loss opt model loss_func data learn epoch epochs iters n_epochs n_iter in_train cbs'.split())
 
-def _nearest(name:str, names:Iterable[str], otherwise:str='') -> str:
+def _nearest(name:str, names:Iterable[str]) -> str:
     "A question naming the one of `names` that `name` resembles most, if any"
     close = difflib.get_close_matches(name, sorted(names), 1)
-    return f" Did you mean {close[0]!r}?" if close else otherwise
+    return f" Did you mean {close[0]!r}?" if close else ''
+
+class _NoAttribute(AttributeError):
+    "Says what a callback does not have. The search for what was meant is left until somebody reads the message: `hasattr` stays cheap"
+    def __init__(self, cb, k): super().__init__(cb, k)
+
+    def __str__(self):
+        cb, k = self.args
+        me, run = type(cb).__name__, vars(cb).get('run')
+        if run is None and k in _runner_state: return f"{me} has no attribute {k!r} yet: a callback is attached to its runner by `fit`"
+        names = {n for o in (cb, run) if o is not None for n in dir(o) if not n.startswith('_')}
+        return f"{me if run is None else f'Neither {me} nor its {type(run).__name__}'} has {'no' if run is None else 'an'} attribute {k!r}.{_nearest(k, names)}"
 
 class Callback:
     "Base class of callbacks: its methods named like an event of `EVENTS` are called, without arguments, when that event happens"
-    _order = 0  # Callbacks of lower order are called first, those of equal order as they were given
-    run = None  # The runner, from `begin_fit` on
+    _order = 0  # callbacks of lower order are called first, those of equal order as they were given
+    run = None  #: The runner, from `begin_fit` on
 
     @property
     def name(self) -> str:
@@ -115,12 +126,7 @@ class Callback:
             for cls in type(self).__mro__:  # a property of ours that raised an AttributeError: let it say so itself
                 if k in vars(cls): return vars(cls)[k].__get__(self, type(self))
             if run is not None and hasattr(run, k): return getattr(run, k)
-        me = type(self).__name__
-        if run is None:
-            hint = " yet: a callback is attached to its runner by `fit`" if k in _runner_state else "." + _nearest(k, {*dir(self), *_runner_state})
-            raise AttributeError(f"{me} has no attribute {k!r}{hint}")
-        names = {n for n in (*dir(self), *dir(run)) if not n.startswith('_')}
-        raise AttributeError(f"Neither {me} nor its {type(run).__name__} has an attribute {k!r}.{_nearest(k, names)}")
+        raise _NoAttribute(self, k)
 
     def __setattr__(self, k, v):
         if k in _runner_state: raise AttributeError(_shadows(self, k))
@@ -225,73 +231,43 @@ class _Phase(NamedTuple):
     cancelled: str
     cleanup: str
 
-_FIT      = _Phase('begin_fit',      '',            CancelTrainException, 'after_cancel_train', 'after_fit')
-_EPOCH    = _Phase('begin_epoch',    'after_epoch', CancelEpochException, 'after_cancel_epoch', 'cleanup_epoch')
-_VALIDATE = _Phase('begin_validate', '',            CancelEpochException, 'after_cancel_epoch', 'cleanup_validate')
-_PASS     = _Phase('',               '',            CancelEpochException, 'after_cancel_epoch', '')  # over the training batches, within an epoch
-_BATCH    = _Phase('begin_batch',    'after_batch', CancelBatchException, 'after_cancel_batch', 'cleanup_batch')
-
 def _rank(e:BaseException|None) -> int:
     "How much `e` ends: nothing, a batch, an epoch, a training - or it is an error"
     return 0 if e is None else e._rank if isinstance(e, _Cancel) else 4
 
 def _add_note(e:BaseException, lost:BaseException, event:str):
     "Keep `lost`, raised by a handler of `event` while `e` was on its way, in what is shown of `e`"
-    if hasattr(e, 'add_note'): e.add_note(f"While cleaning up after this, {event} raised another one: {type(lost).__name__}: {lost}")  # Python 3.11 on
-
-def _n_batches(dl) -> int|None:
-    "The length of `dl`, None if it has none"
-    try: return len(dl)
-    except TypeError: return None
+    note = f"While cleaning up after this, {event} raised another one: {type(lost).__name__}: {lost}"
+    if hasattr(e, 'add_note'): e.add_note(note)
+    else: print(note, file=sys.stderr)   # Python 3.10
 
 class _Handlers(dict):
     "Who listens, by event: pairs of a callback's place in order and its method"
     def __missing__(self, event): raise ValueError(f"There is no event {event!r}.{_nearest(str(event), EVENTS)}")
 
-class Runner:
-    "Trains a `Learner`, announcing to its callbacks each thing it does"
-    def __init__(self,
-        cbs:Callback|Iterable[Callback]|None=None,      # Callbacks
-        cb_funcs:Callable|Iterable[Callable]|None=None, # Callback classes, or functions that make a callback
-    ):
-        cbs, made = listify(cbs), []
+class _Announcer:
+    "Announces events to callbacks, and knows what a phase is"
+    def __init__(self, cbs=None, cb_funcs=None):
+        self.cbs = listify(cbs)
         for f in listify(cb_funcs):
             if isinstance(f, Callback) or not callable(f): raise TypeError(f"cb_funcs holds {f!r}, which makes no callback: callbacks themselves go into cbs")
-            made.append(f())
-        self.cbs = cbs + made
-        if not any(isinstance(cb, TrainEvalCallback) for cb in self.cbs): self.cbs.insert(0, TrainEvalCallback())
-        self.learn = self.xb = self.yb = self.pred = self.loss = self.iters = None
-        self.epochs = self.epoch = self.n_iter = 0
-        self.n_epochs, self.in_train, self._running = 0., False, False
-        self.show_stats = functools.partial(print, sep='\n')  # what `AvgStatsCallback` shows its results with
-        self._bind()
-
-    def _of_learner(k):
-        "A property that reads and writes the learner's `k`"
-        def get(self):
-            if self.learn is None: raise RuntimeError(f"This runner has no {k} yet: it gets its learner from fit(epochs, learn)")
-            return getattr(self.learn, k)
-        return property(get, lambda self, v: setattr(self.learn, k, v), doc=f"The learner's `{k}`")
-
-    model, opt, loss_func, data = map(_of_learner, ('model', 'opt', 'loss_func', 'data'))
-    del _of_learner
+            self.cbs.append(f())
 
     def _bind(self):
         "Check the callbacks, make each an attribute, and collect who listens to what, in order: done once per fit, so that no event has to search"
-        for cb in self.cbs: _check_callback(cb)
         names = {}
         for cb in self.cbs:
+            _check_callback(cb)
             if cb.name in names:
-                raise ValueError(f"Two callbacks are named {cb.name!r}, a {type(names[cb.name]).__name__} and a {type(cb).__name__}: "
+                raise ValueError(f"Two callbacks are named {cb.name!r}, one of class {type(names[cb.name]).__name__} and one of class {type(cb).__name__}: "
                                  f"pass only one, or give one another name (cb.name = '...')")
             if cb.name in _runner_state or hasattr(type(self), cb.name):
-                raise ValueError(f"A {type(cb).__name__} would be named {cb.name!r}, as something of the runner's own is: give it another name (cb.name = '...')")
+                raise ValueError(f"A callback of class {type(cb).__name__} would be named {cb.name!r}, as something of the runner's own is: give it another name (cb.name = '...')")
             names[cb.name] = cb
         in_order = sorted(self.cbs, key=lambda cb: cb._order)
         own = [_attributes(cb) for cb in in_order]
         self._n_cbs, self._handlers = len(in_order), _Handlers({'': ()})
-        for event in EVENTS:
-            self._handlers[event] = tuple((place, getattr(cb, event)) for place, cb in enumerate(in_order) if own[place].get(event) is not None)
+        for event in EVENTS: self._handlers[event] = tuple((place, getattr(cb, event)) for place, cb in enumerate(in_order) if own[place].get(event) is not None)
         for name, cb in names.items(): setattr(self, name, cb)
 
     def __call__(self,
@@ -309,16 +285,26 @@ class Runner:
                     if handler() is True: skip = True
                 told = self._n_cbs
                 body(skip)
-                self(p.end)
             except p.cancel:
-                try: self(p.cancelled)
-                except p.cancel: pass  # cancelled already
                 told += 1
+                self._tell_all(p.cancelled, p.cancel)
+            else:
+                if self._handlers[p.end]: self._tell_all(p.end, p.cancel)
         except BaseException as e:
             self._clean_up(p, told + isinstance(e, _Cancel), e)
             raise
         else:
             if self._handlers[p.cleanup]: self._clean_up(p, told)
+
+    def _tell_all(self, event:str, over:type[_Cancel]):
+        "Announce `event` to all who listen, then let the widest cancel that one of them raised take effect, unless it is of what is `over`"
+        widest = None
+        for _, handler in self._handlers[event]:
+            try: handler()
+            except over: pass
+            except _Cancel as e:
+                if _rank(e) > _rank(widest): widest = e
+        if widest is not None: raise widest
 
     def _clean_up(self, p:_Phase, told:int, first:BaseException|None=None):
         "Announce the clean-up of `p` to the first `told` callbacks, last one first, whatever any of them raises"
@@ -332,11 +318,76 @@ class Runner:
                 elif not isinstance(e, _Cancel): _add_note(prevails, e, p.cleanup)
         if prevails is not first: raise prevails
 
+# %% ../nbs/04_callbacks.ipynb #8ac701a8
+_FIT      = _Phase('begin_fit',      '',            CancelTrainException, 'after_cancel_train', 'after_fit')
+_EPOCH    = _Phase('begin_epoch',    'after_epoch', CancelEpochException, 'after_cancel_epoch', 'cleanup_epoch')
+_PASS     = _Phase('',               '',            CancelEpochException, 'after_cancel_epoch', '')
+_VALIDATE = _Phase('begin_validate', '',            CancelEpochException, 'after_cancel_epoch', 'cleanup_validate')
+_BATCH    = _Phase('begin_batch',    'after_batch', CancelBatchException, 'after_cancel_batch', 'cleanup_batch')
+
+# %% ../nbs/04_callbacks.ipynb #4d418cde
+def _n_batches(dl) -> int|None:
+    "The length of `dl`, None if it has none"
+    try: return len(dl)
+    except TypeError: return None
+
+def _describe(o) -> str:
+    "What `o` is, for an error message"
+    if isinstance(o, Tensor): return f"a tensor of shape {tuple(o.shape)}"
+    return f"something of type {type(o).__name__}" + (f", of length {len(o)}" if hasattr(o, '__len__') else '')
+
+def _no_batches(what:str) -> str:
+    "What to say of a loader without batches"
+    return f"{what} yields no batch: is the data set empty, smaller than a batch that has to be full (drop_last), or an iterator that has been used up?"
+
+def _check_loss(loss, in_train:bool):
+    "Refuse a loss that is not one number, or that nothing can be learned from"
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise ValueError(f"loss_func has to return one number as a tensor of shape (), but returned {_describe(loss)}: "
+                         "reduce it, by reduction='mean' or .mean(), in the loss function or in a callback's after_loss")
+    if in_train and not loss.requires_grad: raise ValueError("The loss has no gradient: is every parameter frozen, or fit called within torch.no_grad()?")
+
+def _check_devices(model:Callable, xb, yb):
+    "Refuse a batch that is not where the model is"
+    where = {p.device for p in model.parameters()} if isinstance(model, nn.Module) else set()
+    for k, t in (('xb', xb), ('yb', yb)):
+        if where and isinstance(t, Tensor) and t.device not in where:
+            raise RuntimeError(f"The model is on {', '.join(sorted(map(str, where)))}, but {k} is on {t.device}. Move the model before fit, "
+                               f"learn.model.to('{t.device}'), or each batch in a callback's begin_batch, self.run.{k} = self.{k}.to(...)")
+
+def _of_learner(k:str) -> property:
+    "A property of the runner that reads and writes its learner's `k`"
+    def get(run):
+        if run.learn is None: raise RuntimeError(f"This runner has no {k} yet: it gets its learner from fit(epochs, learn)")
+        return getattr(run.learn, k)
+    return property(get, lambda run, v: setattr(run.learn, k, v), doc=f"The learner's `{k}`")
+
+# %% ../nbs/04_callbacks.ipynb #dac8a3fa
+class Runner(_Announcer):
+    "Trains a `Learner`, announcing to its callbacks each thing it does"
+    model, opt, loss_func, data = map(_of_learner, ('model', 'opt', 'loss_func', 'data'))
+
+    def __init__(self,
+        cbs:Callback|Iterable[Callback]|None=None,      # Callbacks
+        cb_funcs:Callable|Iterable[Callable]|None=None, # Callback classes, or functions that make a callback
+    ):
+        super().__init__(cbs, cb_funcs)
+        if not any(isinstance(cb, TrainEvalCallback) for cb in self.cbs): self.cbs.insert(0, TrainEvalCallback())
+        self.learn, self._running = None, False
+        self.show_stats = partial(print, sep='\n')  # what `AvgStatsCallback` shows its results with
+        self._reset(0)
+        self._bind()
+
+    def _reset(self, epochs:int):
+        "The state at the beginning of a fit"
+        self.xb = self.yb = self.pred = self.loss = self.iters = None
+        self.epochs, self.epoch, self.n_epochs, self.n_iter, self.in_train = epochs, 0, 0., 0, False
+
     def fit(self,
         epochs:int,    # How often to go through the training set
         learn:Learner, # What to train
     ):
-        "Train `learn` for some epochs, validating after each; errors are raised before anything has changed where they can be foreseen"
+        "Train `learn` for some epochs, validating after each; what can be foreseen to fail is refused before anything has changed"
         if self._running: raise RuntimeError("This runner is in the middle of a fit: use another Runner for a fit within a fit")
         if isinstance(epochs, Learner): raise TypeError("fit(epochs, learn): the number of epochs comes first, then the learner")
         missing = [k for k in ('model', 'opt', 'loss_func', 'data') if not hasattr(learn, k)]
@@ -347,10 +398,8 @@ class Runner:
         for what in ('train_dl', 'valid_dl'):
             if _n_batches(getattr(learn.data, what)) == 0: raise ValueError(_no_batches(what))
         self._bind()
-        self.learn, self.epochs, self._running = learn, epochs, True
-        self.xb = self.yb = self.pred = self.loss = self.iters = None
-        self.epoch = self.n_iter = 0
-        self.n_epochs, self.in_train = 0., False
+        self.learn, self._running = learn, True
+        self._reset(epochs)
         for cb in self.cbs: cb.set_runner(self)
         try: self._phase(_FIT, self._epochs)
         except (CancelBatchException, CancelEpochException) as e:
@@ -367,10 +416,14 @@ class Runner:
         for self.epoch in range(self.epochs): self._phase(_EPOCH, self._epoch)
 
     def _epoch(self, skip:bool):
-        "One epoch: a pass over the training batches, then validation"
+        "One epoch: the training batches, then validation"
         if not skip: self.all_batches(self.data.train_dl)
         if self.data.valid_dl is None: return
-        with torch.no_grad(): self._phase(_VALIDATE, lambda skip: skip or self._batches(self.data.valid_dl, 'valid_dl'))
+        with torch.no_grad(): self._phase(_VALIDATE, self._validate)
+
+    def _validate(self, skip:bool):
+        "The validation batches of an epoch"
+        if not skip: self._batches(self.data.valid_dl, 'valid_dl')
 
     def all_batches(self,
         dl, # An iterable of pairs `(xb, yb)`
@@ -397,44 +450,19 @@ class Runner:
 
     def _batch(self, skip:bool):
         "What is done with one batch"
-        if not self._checked: self._check_devices()
+        if not self._checked: _check_devices(self.model, self.xb, self.yb); self._checked = True
         self.pred = self.model(self.xb)
         self('after_pred')
         self.loss = self.loss_func(self.pred, self.yb)
         self('after_loss')
-        if not isinstance(self.loss, Tensor) or self.loss.ndim: raise ValueError(_not_scalar(self.loss))
+        _check_loss(self.loss, self.in_train)
         if not self.in_train: return
-        if not self.loss.requires_grad: raise ValueError("The loss has no gradient: is every parameter frozen, or fit called within torch.no_grad()?")
         try:
             self.loss.backward()
             self('after_backward')
             self.opt.step()
             self('after_step')
         finally: self.opt.zero_grad()  # also if the batch is cancelled: its gradients are not the next one's
-
-    def _check_devices(self):
-        "Refuse a first batch that is not where the model is"
-        self._checked = True
-        where = {p.device for p in self.model.parameters()} if isinstance(self.model, nn.Module) else set()
-        for k in ('xb', 'yb'):
-            t = getattr(self, k)
-            if where and isinstance(t, Tensor) and t.device not in where:
-                raise RuntimeError(f"The model is on {', '.join(sorted(map(str, where)))}, but {k} is on {t.device}. Move the model before fit, "
-                                   f"learn.model.to('{t.device}'), or each batch in a callback's begin_batch, self.run.{k} = self.{k}.to(...)")
-
-def _describe(o) -> str:
-    "What `o` is, for an error message"
-    if isinstance(o, Tensor): return f"a tensor of shape {tuple(o.shape)}"
-    return f"a {type(o).__name__}" + (f" of {len(o)}" if hasattr(o, '__len__') else '')
-
-def _no_batches(what:str) -> str:
-    "What to say of a loader without batches"
-    return f"{what} yields no batch: is the data set empty, smaller than a batch that has to be full (drop_last), or an iterator that has been used up?"
-
-def _not_scalar(loss) -> str:
-    "What to say of a loss that is not one number"
-    return (f"loss_func has to return one number as a tensor of shape (), but returned {_describe(loss)}: "
-            "reduce it, by reduction='mean' or .mean(), in the loss function or in a callback's after_loss")
 
 # %% ../nbs/04_callbacks.ipynb #8a4a144a
 def accuracy(
@@ -459,8 +487,9 @@ def _denominator(loss_func:Callable, yb) -> int|Tensor:
     if not by_class or not isinstance(yb, Tensor) or yb.is_floating_point(): return _batch_size(yb)
     weight = settings.get('weight', getattr(f, 'weight', None))
     counts = yb != settings.get('ignore_index', getattr(f, 'ignore_index', -100))
-    return counts.sum() if weight is None else weight[yb[counts]].sum()
+    return counts.sum() if weight is None else (weight[yb.where(counts, 0)]*counts).sum()
 
+# %% ../nbs/04_callbacks.ipynb #ff627b2e
 def _is_stateful(metric) -> bool:
     "Is it a metric that collects by itself, as those of torchmetrics do?"
     return all(hasattr(metric, k) for k in ('update', 'compute', 'reset'))
@@ -470,8 +499,9 @@ def _metric_name(metric) -> str:
     f = metric.func if isinstance(metric, partial) else metric
     return getattr(f, '__name__', None) or camel2snake(type(f).__name__)
 
+# %% ../nbs/04_callbacks.ipynb #bf110d92
 class AvgStats:
-    "Averages of the loss and of metrics over the batches of a pass; values stay on their device until they are asked for"
+    "Averages of a mean loss and of metrics over the batches of a pass; values stay on their device until they are asked for"
     def __init__(self,
         metrics,       # Functions of `(pred, yb)`, or metric objects with `update`, `compute` and `reset`; one or several
         in_train:bool, # Of training, or of validation?
@@ -511,7 +541,7 @@ class AvgStats:
     @property
     def avg_stats(self) -> list[float]:
         "The mean loss, then each metric's; `nan` if there was no batch"
-        if self._avg is None and self._losses:  # the one place where values are read from the device
+        if self._avg is None and self._losses:  # here, and only here, values are read from the device
             def mean(values, weights):
                 v, w = (torch.stack([torch.as_tensor(o, dtype=torch.float32, device=self._losses[0].device) for o in os]).cpu().double() for os in (values, weights))
                 return (v[w > 0] @ w[w > 0] / w.sum()).item()  # a batch of which nothing counts has loss 0/0
@@ -523,6 +553,7 @@ class AvgStats:
         if not self._losses: return ''
         return f"{'train' if self.in_train else 'valid'}: " + ', '.join(f'{n} {v:.4f}' for n, v in zip(self.names, self.avg_stats))
 
+# %% ../nbs/04_callbacks.ipynb #93163daa
 class AvgStatsCallback(Callback):
     "Shows the loss and metrics of every epoch, of training and of validation"
     def __init__(self,
@@ -532,7 +563,12 @@ class AvgStatsCallback(Callback):
 
     def begin_epoch(self): self.train_stats.reset(); self.valid_stats.reset()
     def after_batch(self): (self.train_stats if self.in_train else self.valid_stats).accumulate(self.run)
-    def after_epoch(self): self.run.show_stats(*(s for s in (self.train_stats, self.valid_stats) if s._losses))
+    def after_epoch(self): self.run.show_stats(*self._seen())
+    def _seen(self): return [s for s in (self.train_stats, self.valid_stats) if s._losses]
+
+    def row(self) -> dict[str, float]:
+        "This epoch's averages by name, such as `train_loss` and `valid_accuracy`"
+        return {f"{'train' if s.in_train else 'valid'}_{n}": v for s in self._seen() for n, v in zip(s.names, s.avg_stats)}
 
 # %% ../nbs/04_callbacks.ipynb #e7ccc1c8
 class _Table:
@@ -567,6 +603,7 @@ def _screen() -> str:
     if shell is None or type(shell).__name__ == 'TerminalInteractiveShell': return 'terminal'
     return 'notebook' if getattr(shell, 'kernel', None) is not None else 'captured'
 
+# %% ../nbs/04_callbacks.ipynb #a2d9234e
 class _TerminalProgress:
     "tqdm's bar for an epoch, and a line for each finished one"
     def __init__(self, table): self.table, self.bar, self.head = table, None, None
@@ -586,6 +623,7 @@ class _TerminalProgress:
     def close(self):
         if self.bar is not None: self.bar.close()
 
+# %% ../nbs/04_callbacks.ipynb #bfd5ba31
 class _NotebookProgress:
     "The table so far, with a bar below it while an epoch runs if the notebook is live"
     def __init__(self, table, live): self.table, self.live, self.handle, self.title, self.drawn = table, live, None, '', 0.
@@ -617,6 +655,7 @@ class _NotebookProgress:
         if self.handle is None: self.handle = display(self, display_id=True)
         else: self.handle.update(self)
 
+# %% ../nbs/04_callbacks.ipynb #63ba02fe
 class ProgressCallback(Callback):
     "Shows a progress bar, and a table with a row per epoch: losses and metrics of an `AvgStatsCallback`, if there is one, and seconds"
     _order = 90
@@ -624,10 +663,7 @@ class ProgressCallback(Callback):
     def begin_fit(self):
         self.table, screen = _Table(['epoch']), _screen()
         self.out = _TerminalProgress(self.table) if screen == 'terminal' else _NotebookProgress(self.table, screen == 'notebook')
-        self.stats, self._before = (), self.run.show_stats
-        self.run.show_stats = self._take_stats
-
-    def _take_stats(self, *stats): self.stats = stats
+        self._before, self.run.show_stats = self.run.show_stats, lambda *stats: None
 
     def begin_epoch(self):
         self.start, lengths = time.perf_counter(), [_n_batches(dl) for dl in (self.data.train_dl, self.data.valid_dl) if dl is not None]
@@ -636,10 +672,9 @@ class ProgressCallback(Callback):
     def after_batch(self): self.out.batch(self.loss)
 
     def after_epoch(self):
-        named = {f"{'train' if s.in_train else 'valid'}_{n}": v for s in self.stats for n, v in zip(s.names, s.avg_stats)}
-        self.table.add({'epoch': self.epoch, **named, 'seconds': time.perf_counter() - self.start})
+        stats = [cb.row() for cb in self.cbs if isinstance(cb, AvgStatsCallback)]
+        self.table.add(dict(epoch=self.epoch, **{k: v for row in stats for k, v in row.items()}, seconds=time.perf_counter() - self.start))
         self.out.row()
-        self.stats = ()
 
     def cleanup_epoch(self):
         if isinstance(self.out, _TerminalProgress): self.out.close()

@@ -209,7 +209,7 @@ class Dataset:
 
 # %% ../nbs/00_data.ipynb #4ed46e44
 class BatchSampler:
-    "Yields the indices of one batch after the other: index tensors if shuffled, slices if in order; use it as `sampler` with `batch_size=None`"
+    "Yields the indices (bs,) of one batch after the other; use it as `sampler` with `batch_size=None`"
     def __init__(self,
         n:int,                # Number of items
         bs:int,               # Items in a batch, at least 1
@@ -222,23 +222,24 @@ class BatchSampler:
 
     def __len__(self): return self.n//self.bs if self.drop_last else math.ceil(self.n/self.bs)
 
-    def __iter__(self) -> Iterator[Tensor|slice]:
-        starts = range(0, len(self)*self.bs, self.bs)
-        if not self.shuffle: yield from (slice(i, min(i + self.bs, self.n)) for i in starts); return
-        order = torch.randperm(self.n, generator=self.generator)
-        yield from (order[i:i + self.bs] for i in starts)
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(self.n, generator=self.generator) if self.shuffle else torch.arange(self.n)
+        yield from order.split(self.bs)[:len(self)]
 
 def get_dls(
     train_ds:Dataset, # Training set
     valid_ds:Dataset, # Validation set
     bs:int,           # Training batch size; validation takes twice as many at a time, as no gradients need memory there
+    drop_last:bool=False, # Leave out the last training batch if it is not full?
+    generator:torch.Generator|None=None, # Where the shuffling's random numbers come from; by default PyTorch's global generator
     **kwargs,         # More arguments for both `DataLoader`s, such as `num_workers` or `pin_memory`
 ) -> tuple[DataLoader, DataLoader]: # Shuffled training batches, validation batches in order
     "Two data loaders, each batch of which is one indexing operation; a data set that is not made of tensors is collated item by item"
-    def loader(ds, bs, shuffle):
-        if not isinstance(ds, (Dataset, TensorDataset)): return DataLoader(ds, batch_size=bs, shuffle=shuffle, **kwargs)
-        return DataLoader(ds, sampler=BatchSampler(len(ds), bs, shuffle), batch_size=None, **kwargs)
-    return loader(train_ds, bs, True), loader(valid_ds, 2*bs, False)
+    sampler = BatchSampler(len(train_ds), bs, True, drop_last, generator)   # refuses a wrong batch size, whatever the data set
+    def loader(ds, sampler):
+        if isinstance(ds, (Dataset, TensorDataset)): return DataLoader(ds, sampler=sampler, batch_size=None, **kwargs)
+        return DataLoader(ds, batch_size=sampler.bs, shuffle=sampler.shuffle, drop_last=sampler.drop_last, generator=sampler.generator, **kwargs)
+    return loader(train_ds, sampler), loader(valid_ds, BatchSampler(len(valid_ds), 2*bs))
 
 # %% ../nbs/00_data.ipynb #27ce0456
 class DataBunch:
@@ -250,7 +251,7 @@ class DataBunch:
     ):
         for what, dl in (('train_dl', train_dl), ('valid_dl', valid_dl)):
             if dl is not None and not hasattr(dl, '__iter__'):
-                raise TypeError(f"DataBunch: {what} is a {type(dl).__name__}; it has to be a DataLoader, or any iterable of (xb, yb)")
+                raise TypeError(f"DataBunch: {what} is of type {type(dl).__name__}; it has to be a DataLoader, or any iterable of (xb, yb)")
         self.train_dl, self.valid_dl, self.c = train_dl, valid_dl, c
 
     @property

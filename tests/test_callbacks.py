@@ -180,7 +180,7 @@ def test_used_up_iterators_and_bad_batches():
     learn = tiny_learner()
     learn.data.train_dl = iter(list(learn.data.train_dl))
     with pytest.raises(ValueError, match='train_dl yields no batch.*used up'): Runner().fit(2, learn)
-    for batch, what in ((torch.zeros(3, 4), r'a tensor of shape \(3, 4\)'), ({'x': 1}, 'a dict of 1'), ((1, 2, 3), 'a tuple of 3'), (7, 'a int')):
+    for batch, what in ((torch.zeros(3, 4), r'a tensor of shape \(3, 4\)'), ({'x': 1}, 'type dict, of length 1'), ((1, 2, 3), 'type tuple, of length 3'), (7, 'type int')):
         learn.data.train_dl = [batch]
         with pytest.raises(TypeError, match=f'train_dl has to yield pairs.*{what}'): Runner().fit(1, learn)
 
@@ -198,7 +198,7 @@ def test_devices():
 
 
 @pytest.mark.parametrize('loss_func, message', [
-    (partial(F.cross_entropy, reduction='none'), r'shape \(5,\): reduce it'), (lambda p, y: p.mean()[None], r'shape \(1,\)'), (lambda p, y: 1., 'a float'),
+    (partial(F.cross_entropy, reduction='none'), r'shape \(5,\): reduce it'), (lambda p, y: p.mean()[None], r'shape \(1,\)'), (lambda p, y: 1., 'type float'),
     (lambda p, y: p.mean().detach(), 'has no gradient')])
 def test_losses_that_are_none(loss_func, message):
     with pytest.raises(ValueError, match=message): Runner().fit(1, tiny_learner(loss_func=loss_func))
@@ -276,6 +276,39 @@ def test_no_graph_is_kept_alive():
     learn, run = tiny_learner(), Runner()
     run.fit(1, learn)
     assert not run.loss.requires_grad and not run.pred.requires_grad
+
+
+def test_nothing_is_read_from_the_device_per_batch(monkeypatch):
+    "A number read from a GPU costs a wait: how often it happens must not grow with the number of batches"
+    reads = []
+    for k in ('item', 'cpu', 'tolist', '__bool__', '__float__', '__int__', 'numpy'):
+        def counted(self, *args, was=getattr(torch.Tensor, k), **kwargs): reads.append(k); return was(self, *args, **kwargs)
+        monkeypatch.setattr(torch.Tensor, k, counted)
+    counts = []
+    for n in (5, 50):
+        reads.clear()
+        quiet([AvgStatsCallback(accuracy)]).fit(2, tiny_learner(n_train=n, n_valid=n))
+        counts.append(len(reads))
+    assert counts[0] == counts[1]
+
+
+def test_handlers_are_bound_once_per_fit(monkeypatch):
+    calls = []
+    was = Runner._bind
+    monkeypatch.setattr(Runner, '_bind', lambda self: (calls.append(1), was(self)))
+    run = Runner(Tracer())
+    run.fit(3, tiny_learner())
+    assert len(calls) == 2   # when the runner was made, and for the fit
+
+
+def test_a_missing_attribute_is_cheap():
+    "The search for the name that was meant starts when somebody reads the message"
+    import difflib
+    cb, was = Plain(), difflib.get_close_matches
+    difflib.get_close_matches = None
+    try: assert getattr(cb, 'valeu', None) is None and not hasattr(cb, 'valeu')
+    finally: difflib.get_close_matches = was
+    with pytest.raises(AttributeError, match="Plain has no attribute 'valeu'. Did you mean 'value'"): cb.valeu
 
 
 def test_modes():

@@ -34,14 +34,15 @@ in_batch = {
 EXPECTED = {
     'begin_fit': {CancelBatchException: OVER, CancelEpochException: OVER, CancelTrainException: leave_fit},
     'begin_epoch': {CancelBatchException: OVER, CancelEpochException: [E, 'cleanup_epoch', 'begin_epoch'], CancelTrainException: ['cleanup_epoch', *leave_fit]},
-    **dict.fromkeys('begin_batch after_pred after_loss after_backward after_step after_batch'.split(), in_batch),
+    **dict.fromkeys('begin_batch after_pred after_loss after_backward after_step'.split(), in_batch),
+    'after_batch': {**in_batch, CancelBatchException: ['cleanup_batch', 'begin_batch']},
     'after_cancel_batch': {**in_batch, CancelBatchException: ['cleanup_batch', 'begin_batch']},
     'cleanup_batch': {CancelBatchException: ['begin_batch'], CancelEpochException: [E, 'begin_validate'], CancelTrainException: ['cleanup_epoch', *leave_fit]},
     'begin_validate': {CancelBatchException: OVER, CancelEpochException: [E, 'cleanup_validate', 'after_epoch'],
                        CancelTrainException: ['cleanup_validate', 'cleanup_epoch', *leave_fit]},
     'cleanup_validate': {CancelBatchException: OVER, CancelEpochException: ['after_epoch'], CancelTrainException: ['cleanup_epoch', *leave_fit]},
     'after_cancel_epoch': {CancelBatchException: OVER, CancelEpochException: ['begin_validate'], CancelTrainException: ['cleanup_epoch', *leave_fit]},
-    'after_epoch': {CancelBatchException: OVER, CancelEpochException: [E, 'cleanup_epoch', 'begin_epoch'], CancelTrainException: ['cleanup_epoch', *leave_fit]},
+    'after_epoch': {CancelBatchException: OVER, CancelEpochException: ['cleanup_epoch', 'begin_epoch'], CancelTrainException: ['cleanup_epoch', *leave_fit]},
     'cleanup_epoch': {CancelBatchException: OVER, CancelEpochException: ['begin_epoch'], CancelTrainException: leave_fit},
     'after_cancel_train': {CancelBatchException: OVER, CancelEpochException: OVER, CancelTrainException: ['after_fit']},
     'after_fit': {CancelBatchException: OVER, CancelEpochException: OVER, CancelTrainException: []},
@@ -159,6 +160,36 @@ def test_everyone_hears_of_a_cancel():
         before, after = Tracer(name='before'), Tracer(name='after', order=2)
         Runner([before, after, Raiser(event, cancel, order=1)]).fit(1, tiny_learner())
         assert ('before', announced) in before.trace and ('after', announced) in after.trace
+
+
+IN_VALIDATION = {
+    **dict.fromkeys('begin_batch after_pred after_loss'.split(), {CancelBatchException: [B, 'cleanup_batch', 'begin_batch']}),
+    'after_batch': {CancelBatchException: ['cleanup_batch', 'begin_batch']},
+    'cleanup_batch': {CancelBatchException: ['cleanup_batch', 'begin_batch'], CancelEpochException: ['cleanup_batch', E, 'cleanup_validate', 'after_epoch', 'cleanup_epoch', 'begin_epoch']}}
+
+
+@pytest.mark.parametrize('cancel', CANCELS.values(), ids=lambda c: c.__name__)
+@pytest.mark.parametrize('event', IN_VALIDATION)
+def test_cancel_in_a_validation_batch(event, cancel):
+    trace, learn = [], tiny_learner()
+    run = Runner([Tracer(trace), Raiser(event, cancel(), nth=4, trace=trace, order=1)])   # the fourth batch is the first of validation
+    run.fit(2, learn)
+    expected = IN_VALIDATION[event].get(cancel) or {
+        CancelEpochException: ['cleanup_batch', E, 'cleanup_validate', 'after_epoch', 'cleanup_epoch', 'begin_epoch'],
+        CancelTrainException: ['cleanup_batch', 'cleanup_validate', 'cleanup_epoch', *leave_fit]}[cancel]
+    assert trace[trace.index('!')+1:][:len(expected)] == expected
+    check_invariants(trace, learn)
+
+
+@pytest.mark.parametrize('cancel', CANCELS.values(), ids=lambda c: c.__name__)
+@pytest.mark.parametrize('event', ['after_batch', 'after_epoch'])
+def test_everyone_hears_of_an_end(event, cancel):
+    "The work is done, whatever a callback before in order cancels: who keeps count has to hear of it"
+    if (event, cancel) == ('after_epoch', CancelBatchException): return
+    after = Tracer()
+    after._order = 2
+    Runner([after, Raiser(event, cancel(), order=1)]).fit(1, tiny_learner())
+    assert event in after.trace and after.trace.count('after_epoch') == 1 - (event == 'after_batch' and cancel is CancelTrainException)
 
 
 def test_wider_cancel_prevails():

@@ -1,0 +1,189 @@
+"""The reference: a page for each module of the package, and links to it, to PyTorch, NumPy and Python from every name in prose."""
+import builtins
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from inspect import Parameter, getdoc, isclass, isroutine, signature
+from pathlib import Path
+from pydoc import locate
+
+from docutils import nodes
+from docutils.utils import new_document
+from fastcore.docments import docments
+from myst_parser.parsers.sphinx_ import MystParser
+from sphinx import addnodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.nodes import make_refnode
+from sphinx.util.typing import restify
+
+
+# The pages
+
+def title(text: str) -> str:
+    "A page's title in reStructuredText"
+    return f'{text}\n{"=" * len(text)}\n'
+
+def source_notebooks(module: Path) -> list[str]:
+    "The notebooks that a module is exported from, by the comments that nbdev leaves in it"
+    return list(dict.fromkeys(re.findall(r'^# %% \S*?(\w+)\.ipynb', module.read_text(encoding='utf-8'), re.M)))
+
+def entry(module, name: str) -> str:
+    "The directive that documents an exported name"
+    obj = getattr(module, name)
+    for method in vars(obj).values() if isclass(obj) else ():
+        getattr(method, '__annotations__', {}).pop('self', None)   # what a method patched into a class needs, and no reader
+    kind = ('exception' if issubclass(obj, BaseException) else 'class') if isclass(obj) else 'function' if isroutine(obj) else 'data'
+    return f'.. auto{kind}:: {name}' + ('\n   :no-value:' if len(repr(obj)) > 80 else '')
+
+def write_pages(pages: Path, package: Path) -> list[str]:
+    "Write the sources of the reference; their names, in the order of the course"
+    paths = {p: source_notebooks(p) for p in package.glob('*.py') if p.stem[0] != '_' and p.stem != 'all'}
+    res, overview = ['index'], [title('The package'), OVERVIEW.format(package=package.name)]
+    (pages/'reference').mkdir()
+    for path, nbs in sorted(paths.items(), key=lambda item: (item[1] or ['~'], item[0])):
+        module = import_module(f'{package.name}.{path.stem}')
+        names = getattr(module, '__all__', [])
+        built = ''.join(f'Built in :doc:`/{nb}`.' for nb in nbs[:1])
+        lines = [title(module.__name__), f'.. py:module:: {module.__name__}\n', f'{built}\n', *(entry(module, name) for name in names)]
+        (pages/f'reference/{path.stem}.rst').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+        overview.append(f':doc:`{module.__name__} <{path.stem}>`\n   {built}\n\n   {", ".join(f"``{name}``" for name in names)}\n')
+        res.append(path.stem)
+    (pages/'reference/index.rst').write_text('\n'.join(overview), encoding='utf-8')
+    return [f'reference/{page}' for page in res]
+
+OVERVIEW = '''\
+.. py:module:: {package}
+
+The chapters export their code to these modules, in the order in which they build on each other.
+All their names are in the :ref:`index <genindex>`.
+
+.. py:module:: {package}.all
+
+``from {package}.all import *`` is the one import of a lesson: every name below, and what a lesson has at hand besides
+(``torch``, ``nn``, ``F``, ...).
+'''
+
+
+# What a name's entry says
+
+class Markdown(SphinxDirective):
+    "Content in Markdown, as docstrings are written"
+    has_content = True
+
+    def run(self):
+        doc = new_document(str(self.env.doc2path(self.env.docname)), self.state.document.settings)
+        MystParser().parse('\n'.join(self.content), doc)
+        return doc.children
+
+def markdown(text: str, indent: str = '') -> list[str]:
+    "The directive's lines, with the examples of a docstring as code"
+    text = re.sub(r'^>>> .*(?:\n.+)*', r'```pycon\n\g<0>\n```', text, flags=re.M)
+    return [f'{indent}.. markdown::', '', *(f'{indent}   {line}' for line in text.splitlines()), '']
+
+def add_docments(app, what, name, obj, options, lines):
+    "Read a docstring as Markdown, and the comments beside parameters as their descriptions"
+    text = '\n'.join(lines).strip()
+    if what == 'data' and text == getdoc(type(obj)): text = ''   # of a constant, what its type says
+    lines[:] = markdown(text) if text else []
+    if isinstance(obj, Mapping): lines += markdown('\n'.join(['| key | value |', '|---|---|', *(f'| `{k}` | {v} |' for k, v in obj.items())]))
+    if isclass(obj):
+        bases = [restify(b, 'smart') for b in obj.__bases__ if b is not object and b.__name__[0] != '_']
+        if bases: lines[:0] = [f"Bases: {', '.join(bases)}", '']
+    if what not in ('function', 'method', 'class', 'exception'): return
+    for param, said in described(obj).items():
+        lines += [':returns:' if param == 'return' else f':param {param}:', *markdown(said, '   ')]
+
+STARS = {Parameter.VAR_POSITIONAL: r'\*', Parameter.VAR_KEYWORD: r'\*\*'}
+
+def described(obj) -> dict[str, str]:
+    "If a parameter has a comment beside it, all parameters, with their stars, and what the comments say"
+    try: params = docments(obj, full=True, args_kwargs=True)
+    except (OSError, TypeError, ValueError): return {}   # no source or no signature
+    if not any(p.docment for p in params.values()): return {}
+    if not params['return'].docment: del params['return']
+    return {STARS.get(p.get('kind'), '') + name: p.docment or '' for name, p in params.items() if name != 'self'}
+
+
+# Names that link
+
+ALIASES = dict(nn='torch.nn', F='torch.nn.functional', optim='torch.optim', init='torch.nn.init', np='numpy')
+# A single word links out of the site only if it can mean nothing else here.
+WORDS = dict(Tensor='torch.Tensor', DataLoader='torch.utils.data.DataLoader', partial='functools.partial', wraps='functools.wraps',
+             namedtuple='collections.namedtuple', OrderedDict='collections.OrderedDict', defaultdict='collections.defaultdict',
+             dataclass='dataclasses.dataclass', contextmanager='contextlib.contextmanager', Path='pathlib.Path',
+             perf_counter='time.perf_counter')
+VAGUE = set('abs all any bin compile dir filter format hash help hex id input iter map max min next object pow range round set slice sum type vars'.split())
+
+def indexed() -> dict[str, str]:
+    "The documented names of PyTorch, NumPy and Python, and where"
+    indexes = [import_module(f'nbdev_{index}._modidx').d['syms'].values() for index in ('pytorch', 'numpy', 'stdlib')]
+    urls = {name: url for index in indexes for names in index for name, url in names.items()}
+    errors = [n for n, o in vars(builtins).items() if isinstance(o, type) and issubclass(o, BaseException)]
+    urls |= {f'builtins.{n}': f'https://docs.python.org/3/library/exceptions.html#{n}' for n in errors}
+    urls['torch.nn.Parameter'] = urls['torch.nn.parameter.Parameter']
+    return {name: url.replace('//pytorch.org/', '//docs.pytorch.org/') for name, url in urls.items()}
+
+URLS = indexed()
+
+def outside_url(name: str) -> str | None:
+    "Where a name of PyTorch, NumPy or Python is documented, for names as lessons write them"
+    head, _, rest = name.partition('.')
+    if not rest:
+        if re.fullmatch('__[a-z]+__', name): return URLS.get(f'builtins.object.{name}')
+        return URLS.get(WORDS.get(name, '') if name in VAGUE or name in WORDS else f'builtins.{name}')
+    name = f'{ALIASES.get(head, WORDS.get(head, head))}.{rest}'
+    return URLS.get(name) or URLS.get(f'builtins.{name}')
+
+def resolve_annotation(app, env, node, contnode):
+    "Link a type in a signature: torch.nn.modules.module.Module is documented as torch.nn.Module"
+    if node.get('refdomain') != 'py': return
+    *modules, name = node['reftarget'].split('.')
+    shorter = ('.'.join([*modules[:n], name]) for n in range(len(modules)-1, 0, -1))
+    url = next(filter(None, map(outside_url, [node['reftarget'], *shorter])), None)
+    if url: return nodes.reference('', '', contnode, refuri=url, internal=False)
+
+def own_names(env) -> dict:
+    "The objects of the reference under each unambiguous spelling: minifastai.callbacks.Runner.fit, Runner.fit"
+    names = {}
+    for full, obj in env.get_domain('py').objects.items():
+        spellings = {full} if obj.objtype == 'module' else {full, full.split('.', 2)[2]}
+        for name in spellings: names.setdefault(name, []).append((full, obj))
+    return {name: found[0] for name, found in names.items() if len(found) == 1}
+
+def find_own(names: dict, name: str):
+    "The object of that name, or the class whose signature describes it: Learner.opt"
+    if name in names: return names[name][1]
+    owner, _, attr = name.rpartition('.')
+    full, obj = names.get(owner, (None, None))
+    if obj and obj.objtype == 'class' and attr in signature(locate(full)).parameters: return obj
+
+class LinkNames(SphinxPostTransform):
+    "Make inline code that is exactly a documented name a link to where it is documented"
+    default_priority = 50   # after cross-references have been resolved
+
+    def run(self, **kwargs):
+        names = own_names(self.env)
+        for code in list(self.document.findall(nodes.literal)):
+            name = code.astext().removesuffix('()')
+            if not re.fullmatch(r'[A-Za-z_][\w.]*', name) or not may_link(code, name): continue
+            if own := find_own(names, name):
+                link = make_refnode(self.app.builder, self.env.docname, own.docname, own.node_id, code.deepcopy())
+            elif url := outside_url(name): link = nodes.reference('', '', code.deepcopy(), refuri=url, internal=False)
+            else: continue
+            code.replace_self(link)
+
+def may_link(node, name: str) -> bool:
+    "Whether a name stands in running text, and is not a parameter of the function that the text describes"
+    while node := node.parent:
+        if isinstance(node, (nodes.reference, nodes.title, addnodes.desc_signature, addnodes.pending_xref)): return False
+        if isinstance(node, addnodes.desc):
+            if any(re.match(rf'\W*{name}\b', param.astext()) for param in node[0].findall(addnodes.desc_parameter)): return False
+    return True
+
+def setup(app):
+    app.add_directive('markdown', Markdown)
+    app.add_post_transform(LinkNames)
+    app.connect('autodoc-process-docstring', add_docments)
+    app.connect('missing-reference', resolve_annotation)
+    return dict(parallel_read_safe=True, parallel_write_safe=True)
