@@ -25,6 +25,7 @@ def get_model(
     nh:int=50,      # Hidden units
 ) -> tuple[nn.Module, optim.Optimizer]: # The model, and plain SGD on its parameters
     "A network with one hidden layer for flat inputs (N, pixels), and its optimizer"
+    if data.c is None: raise ValueError("get_model needs the number of classes: DataBunch(train_dl, valid_dl, c)")
     m = data.train_ds.x.shape[1]
     model = nn.Sequential(nn.Linear(m, nh), nn.ReLU(), nn.Linear(nh, data.c))
     return model, optim.SGD(model.parameters(), lr=lr)
@@ -147,15 +148,25 @@ def _attributes(cb:Callback) -> dict[str, object]:
     classes = [cls for cls in reversed(type(cb).__mro__) if cls not in (Callback, object)]
     return {k: v for ns in (*map(vars, classes), vars(cb)) for k, v in ns.items()}
 
+_starts = dict(begin='begin', before='begin', start='begin', pre='begin', after='after', end='after', post='after', cleanup='cleanup')
+_rests = (*{e.split('_', 1)[1] for e in EVENTS}, 'train', 'valid', 'validation')
+
+def _meant_event(k:str) -> str|None:
+    "The event that a method named `k` was probably meant for, if any: one of its words says when (begin, after...), the others what (batch, loss...)"
+    words = [w for w in camel2snake(k).split('_') if w and w != 'on']
+    for start, *rest in (words, words[-1:] + words[:-1]):   # also batch_begin
+        when = [start] if start in _starts else difflib.get_close_matches(start, ('begin', 'before', 'after', 'cleanup'), 1, 0.8)
+        sure = start in ('begin', 'before', 'after', 'cleanup') and start == words[0]
+        if when and rest and (sure or difflib.get_close_matches('_'.join(rest), _rests, 1, 0.75)):
+            return difflib.get_close_matches('_'.join([_starts[when[0]], *rest]), EVENTS, 1, 0.)[0]
+    joined = {e.replace('_', ''): e for e in EVENTS}
+    return next((joined[m] for m in difflib.get_close_matches(''.join(words), joined, 1, 0.9)), None)
+
 def _check_event_name(cb:Callback, k:str):
     "Refuse a method of `cb` whose name looks like an event, but is none"
-    snake = camel2snake(k)
-    spellings = (snake, '_'.join(reversed(snake.split('_'))), snake.replace('before_', 'begin_'))
-    close = [m for s in spellings for m in difflib.get_close_matches(s, EVENTS, 1, cutoff=0.8)]
-    if not close and not re.match('(begin|before|after|cleanup)_', snake): return
-    close = close or difflib.get_close_matches(spellings[-1], EVENTS, 1, cutoff=0.)
-    raise ValueError(f"{type(cb).__name__}.{k} is never called: there is no event {k!r}. Did you mean {close[0]!r}? "
-                     f"(If it is a helper of your own, start its name with an underscore.)")
+    meant = _meant_event(k)
+    if meant: raise ValueError(f"{type(cb).__name__}.{k} is never called: there is no event {k!r}. Did you mean {meant!r}? "
+                               f"(If it is a helper of your own, start its name with an underscore.)")
 
 def _check_handler(cb:Callback, k:str):
     "Refuse a handler that could not be called without arguments, or would do nothing if called"
@@ -163,6 +174,7 @@ def _check_handler(cb:Callback, k:str):
     if not callable(f): raise TypeError(f"{what} has to be a method: an event calls it")
     if inspect.isgeneratorfunction(f) or inspect.iscoroutinefunction(f): raise TypeError(f"{what} is a generator or coroutine: calling it would run nothing of it")
     try: inspect.signature(f).bind()
+    except ValueError: pass   # some functions written in C have no signature
     except TypeError: raise TypeError(f"{what} has to take no argument but self: events pass none; what you need is in self.xb, self.loss and so on") from None
 
 def _check_callback(cb:Callback):
@@ -190,6 +202,8 @@ class Learner:
         if not callable(loss_func): raise TypeError(f"Learner(model, opt, loss_func, data): loss_func is a {type(loss_func).__name__}, and cannot be called")
         if not (hasattr(data, 'train_dl') and hasattr(data, 'valid_dl')):
             raise TypeError(f"Learner(model, opt, loss_func, data): data is a {type(data).__name__}: put the loaders into a DataBunch(train_dl, valid_dl)")
+        try: inspect.signature(opt.step).bind()
+        except TypeError: raise TypeError(f"Learner: {type(opt).__name__}.step needs arguments, as a closure that computes the loss several times a step; this loop computes it once") from None
         params = {id(p) for p in model.parameters()} if isinstance(model, nn.Module) else set()
         if params and not any(id(p) in params for pg in getattr(opt, 'param_groups', ()) for p in pg['params']):
             raise ValueError("Learner: none of the optimizer's parameters belongs to this model: make the optimizer from model.parameters()")
@@ -209,18 +223,22 @@ class TrainEvalCallback(Callback):
     def begin_fit(self): self.run.n_epochs, self.run.n_iter = 0., 0
 
     def begin_epoch(self):
-        self.model.train()
-        self.run.n_epochs, self.run.in_train = float(self.epoch), True
+        self._switch('train')
+        self._done, self.run.n_epochs, self.run.in_train = 0, float(self.epoch), True
 
     def begin_validate(self):
-        self.model.eval()
+        self._switch('eval')
         self.run.in_train = False
+
+    def _switch(self, mode):
+        if hasattr(self.model, mode): getattr(self.model, mode)()   # a plain function is a model as well
 
     def after_batch(self):
         run = self.run
         if not run.in_train: return
         run.n_iter += 1
-        if run.iters: run.n_epochs += 1/run.iters
+        self._done += 1
+        if run.iters: run.n_epochs = run.epoch + min(self._done/run.iters, 1.)
 
 # %% ../nbs/04_callbacks.ipynb #a4f122d7
 class _Phase(NamedTuple):
@@ -261,7 +279,7 @@ class _Announcer:
             if cb.name in names:
                 raise ValueError(f"Two callbacks are named {cb.name!r}, one of class {type(names[cb.name]).__name__} and one of class {type(cb).__name__}: "
                                  f"pass only one, or give one another name (cb.name = '...')")
-            if cb.name in _runner_state or hasattr(type(self), cb.name):
+            if cb.name in _runner_state or hasattr(type(self), cb.name) or not isinstance(vars(self).get(cb.name, cb), Callback):
                 raise ValueError(f"A callback of class {type(cb).__name__} would be named {cb.name!r}, as something of the runner's own is: give it another name (cb.name = '...')")
             names[cb.name] = cb
         in_order = sorted(self.cbs, key=lambda cb: cb._order)
@@ -329,7 +347,7 @@ _BATCH    = _Phase('begin_batch',    'after_batch', CancelBatchException, 'after
 def _n_batches(dl) -> int|None:
     "The length of `dl`, None if it has none"
     try: return len(dl)
-    except TypeError: return None
+    except (TypeError, NotImplementedError): return None
 
 def _describe(o) -> str:
     "What `o` is, for an error message"
@@ -348,17 +366,22 @@ def _check_loss(loss, in_train:bool):
     if in_train and not loss.requires_grad: raise ValueError("The loss has no gradient: is every parameter frozen, or fit called within torch.no_grad()?")
 
 def _check_devices(model:Callable, xb, yb):
-    "Refuse a batch that is not where the model is"
+    "Say so if a batch is not where the model is; asked once something has failed, as a model may well move its own input"
     where = {p.device for p in model.parameters()} if isinstance(model, nn.Module) else set()
     for k, t in (('xb', xb), ('yb', yb)):
         if where and isinstance(t, Tensor) and t.device not in where:
             raise RuntimeError(f"The model is on {', '.join(sorted(map(str, where)))}, but {k} is on {t.device}. Move the model before fit, "
                                f"learn.model.to('{t.device}'), or each batch in a callback's begin_batch, self.run.{k} = self.{k}.to(...)")
 
+def _detached(o):
+    "Tensors, also within tuples and lists, without their graph"
+    if isinstance(o, (tuple, list)) and not hasattr(o, '_fields'): return type(o)(map(_detached, o))
+    return o.detach() if isinstance(o, Tensor) else o
+
 def _of_learner(k:str) -> property:
     "A property of the runner that reads and writes its learner's `k`"
     def get(run):
-        if run.learn is None: raise RuntimeError(f"This runner has no {k} yet: it gets its learner from fit(epochs, learn)")
+        if run.learn is None: raise AttributeError(f"This runner has no {k} yet: it gets its learner from fit(epochs, learn)")
         return getattr(run.learn, k)
     return property(get, lambda run, v: setattr(run.learn, k, v), doc=f"The learner's `{k}`")
 
@@ -372,11 +395,14 @@ class Runner(_Announcer):
         cb_funcs:Callable|Iterable[Callable]|None=None, # Callback classes, or functions that make a callback
     ):
         super().__init__(cbs, cb_funcs)
-        if not any(isinstance(cb, TrainEvalCallback) for cb in self.cbs): self.cbs.insert(0, TrainEvalCallback())
         self.learn, self._running = None, False
         self.show_stats = partial(print, sep='\n')  # what `AvgStatsCallback` shows its results with
         self._reset(0)
         self._bind()
+
+    def _bind(self):
+        if not any(isinstance(cb, TrainEvalCallback) for cb in self.cbs): self.cbs = [TrainEvalCallback(), *self.cbs]
+        super()._bind()
 
     def _reset(self, epochs:int):
         "The state at the beginning of a fit"
@@ -398,17 +424,20 @@ class Runner(_Announcer):
         for what in ('train_dl', 'valid_dl'):
             if _n_batches(getattr(learn.data, what)) == 0: raise ValueError(_no_batches(what))
         self._bind()
-        self.learn, self._running = learn, True
-        self._reset(epochs)
-        for cb in self.cbs: cb.set_runner(self)
-        try: self._phase(_FIT, self._epochs)
+        grad_mode = torch.is_grad_enabled()
+        try:
+            self.learn, self._running = learn, True
+            self._reset(epochs)
+            for cb in self.cbs: cb.set_runner(self)
+            self._phase(_FIT, self._epochs)
         except (CancelBatchException, CancelEpochException) as e:
             raise RuntimeError(f"A callback raised {type(e).__name__} where no {'batch' if _rank(e) == 1 else 'epoch'} is running, so there is none to cancel. "
                                "Raise it from an event of that phase, or cancel more: CancelEpochException, CancelTrainException") from e
-        finally:
+        finally:  # also what Ctrl-C may have interrupted in the middle of being tidied up
             self._running = False
-            for k in ('pred', 'loss'):  # do not keep the last batch's graph alive
-                if isinstance(getattr(self, k), Tensor): setattr(self, k, getattr(self, k).detach())
+            torch.set_grad_enabled(grad_mode)
+            learn.opt.zero_grad()
+            self.pred, self.loss = _detached(self.pred), _detached(self.loss)  # do not keep the last batch's graph alive
 
     def _epochs(self, skip:bool):
         "All epochs of a fit"
@@ -433,11 +462,10 @@ class Runner(_Announcer):
 
     def _batches(self, dl, what:str):
         "Every batch of `dl`, which is the data's `what`"
-        self.iters, self._checked, batch = _n_batches(dl), False, None
+        self.iters, batch = _n_batches(dl), None
         for batch in dl:
-            try: xb, yb = batch
-            except (TypeError, ValueError): raise TypeError(f"{what} has to yield pairs (xb, yb), but yielded {_describe(batch)}") from None
-            self.one_batch(xb, yb)
+            if not isinstance(batch, (tuple, list)) or len(batch) != 2: raise TypeError(f"{what} has to yield pairs (xb, yb), but yielded {_describe(batch)}")
+            self.one_batch(*batch)
         if batch is None: raise ValueError(_no_batches(what))
 
     def one_batch(self,
@@ -450,10 +478,11 @@ class Runner(_Announcer):
 
     def _batch(self, skip:bool):
         "What is done with one batch"
-        if not self._checked: _check_devices(self.model, self.xb, self.yb); self._checked = True
-        self.pred = self.model(self.xb)
-        self('after_pred')
-        self.loss = self.loss_func(self.pred, self.yb)
+        try:
+            self.pred = self.model(self.xb)
+            self('after_pred')
+            self.loss = self.loss_func(self.pred, self.yb)
+        except RuntimeError: _check_devices(self.model, self.xb, self.yb); raise
         self('after_loss')
         _check_loss(self.loss, self.in_train)
         if not self.in_train: return
@@ -470,24 +499,30 @@ def accuracy(
     yb:Tensor,  # Class labels (N,) or (N, ...)
 ) -> Tensor: # A number, as a tensor ()
     "Share of items whose highest score is that of the right class"
-    if yb.shape != out.shape[:1] + out.shape[2:]:
-        raise ValueError(f"accuracy: scores of shape {tuple(out.shape)} need labels of shape {tuple(out.shape[:1] + out.shape[2:])}, not {tuple(yb.shape)}")
-    return (out.argmax(dim=1) == yb).float().mean()
+    best = out.argmax(dim=1)
+    if best.shape != yb.shape: raise ValueError(f"accuracy: scores of shape {tuple(out.shape)} need labels of shape {tuple(best.shape)}, not {tuple(yb.shape)}")
+    return (best == yb).float().mean()
 
 # %% ../nbs/04_callbacks.ipynb #766f7a16
-def _batch_size(b) -> int:
-    "Number of items in a batch of tensors, or of nested tuples of tensors"
-    while isinstance(b, (tuple, list)): b = b[0]
-    return len(b)
+def _batch_size(b) -> int|None:
+    "Number of items in a batch: a tensor's length, that of the first tensor in a tuple or dictionary, or the length of a list of anything else; None if there is none"
+    if isinstance(b, Tensor): return len(b) if b.ndim else 1
+    if isinstance(b, dict): return next((_batch_size(v) for v in b.values()), None)
+    if isinstance(b, (tuple, list)): return _batch_size(b[0]) if b and isinstance(b[0], (Tensor, tuple, list)) else len(b)
 
-def _denominator(loss_func:Callable, yb) -> int|Tensor:
-    "What the mean loss of a batch was divided by: the number of items, unless the loss weighs classes or ignores labels"
+def _denominator(loss_func:Callable, yb) -> int|Tensor|None:
+    "What the mean loss of a batch was divided by, where that is not the number of items: the loss says so itself, or it weighs classes or ignores labels"
     f, settings = (loss_func.func, loss_func.keywords) if isinstance(loss_func, partial) else (loss_func, {})
+    if hasattr(f, 'denominator'): return f.denominator(yb)
     by_class = f in (F.cross_entropy, F.nll_loss) or isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss))
-    if not by_class or not isinstance(yb, Tensor) or yb.is_floating_point(): return _batch_size(yb)
+    if not by_class or not isinstance(yb, Tensor) or yb.is_floating_point(): return None
     weight = settings.get('weight', getattr(f, 'weight', None))
     counts = yb != settings.get('ignore_index', getattr(f, 'ignore_index', -100))
     return counts.sum() if weight is None else (weight[yb.where(counts, 0)]*counts).sum()
+
+def _is_sum(loss_func:Callable) -> bool:
+    "Does the loss add up its items' losses, rather than average them?"
+    return (loss_func.keywords.get('reduction') if isinstance(loss_func, partial) else getattr(loss_func, 'reduction', None)) == 'sum'
 
 # %% ../nbs/04_callbacks.ipynb #ff627b2e
 def _is_stateful(metric) -> bool:
@@ -499,6 +534,10 @@ def _metric_name(metric) -> str:
     f = metric.func if isinstance(metric, partial) else metric
     return getattr(f, '__name__', None) or camel2snake(type(f).__name__)
 
+def _unique(names:list[str]) -> list[str]:
+    "`names`, the second of a name with a 2 behind it, and so on"
+    return [n if names[:i].count(n) == 0 else f'{n}_{names[:i].count(n) + 1}' for i, n in enumerate(names)]
+
 # %% ../nbs/04_callbacks.ipynb #bf110d92
 class AvgStats:
     "Averages of a mean loss and of metrics over the batches of a pass; values stay on their device until they are asked for"
@@ -506,7 +545,7 @@ class AvgStats:
         metrics,       # Functions of `(pred, yb)`, or metric objects with `update`, `compute` and `reset`; one or several
         in_train:bool, # Of training, or of validation?
     ):
-        metrics = [metrics] if callable(metrics) else listify(metrics)
+        metrics = list(metrics.values()) if isinstance(metrics, nn.ModuleDict) else [metrics] if callable(metrics) else listify(metrics)
         for m in metrics:
             if not callable(m) and not _is_stateful(m): raise TypeError(f"A metric has to be a function of (pred, yb), or an object with update, compute and reset, not {m!r}")
         self.metrics, self.in_train = [copy.deepcopy(m) if _is_stateful(m) else m for m in metrics], in_train
@@ -522,13 +561,15 @@ class AvgStats:
         run:'Runner', # Its `loss`, `pred` and `yb` are taken
     ):
         "Add the runner's batch"
-        pred, yb = run.pred, run.yb
-        if isinstance(pred, Tensor): pred = pred.detach()
-        self._losses.append(run.loss.detach()); self._weights.append(_denominator(run.loss_func, yb)); self._sizes.append(_batch_size(yb))
+        pred, yb, loss = _detached(run.pred), run.yb, run.loss.detach()
+        size = _batch_size(yb) or _batch_size(run.xb) or 1
+        weight = _denominator(run.loss_func, yb)
+        if _is_sum(run.loss_func): loss, weight = loss/size, size
+        self._losses.append(loss); self._weights.append(size if weight is None else weight); self._sizes.append(size)
         values = []
         for m in self.metrics:
-            if not _is_stateful(m): values.append(m(pred, yb)); continue
-            if len(self._sizes) == 1 and hasattr(m, 'to'): m.to(run.loss.device)
+            if not _is_stateful(m): values.append(_detached(m(pred, yb))); continue
+            if len(self._sizes) == 1 and hasattr(m, 'to'): m.to(loss.device)
             m.update(pred, yb)
         self._values.append(values)
         self._avg = None
@@ -536,17 +577,24 @@ class AvgStats:
     @property
     def names(self) -> list[str]:
         "`'loss'`, and the names of the metrics"
-        return ['loss', *map(_metric_name, self.metrics)]
+        return _unique(['loss', *map(_metric_name, self.metrics)])
 
     @property
     def avg_stats(self) -> list[float]:
         "The mean loss, then each metric's; `nan` if there was no batch"
         if self._avg is None and self._losses:  # here, and only here, values are read from the device
-            def mean(values, weights):
-                v, w = (torch.stack([torch.as_tensor(o, dtype=torch.float32, device=self._losses[0].device) for o in os]).cpu().double() for os in (values, weights))
+            def mean(name, values, weights):
+                try: v, w = (torch.stack([torch.as_tensor(o, dtype=torch.float32, device=self._losses[0].device).squeeze() for o in os]).cpu().double() for os in (values, weights))
+                except (TypeError, ValueError, RuntimeError) as e: raise TypeError(f"The metric {name} has to return one number, but returned {_describe(values[0])}") from e
+                if v.ndim > 1: raise TypeError(f"The metric {name} has to return one number, but returned {_describe(values[0])}")
                 return (v[w > 0] @ w[w > 0] / w.sum()).item()  # a batch of which nothing counts has loss 0/0
-            plain = iter([mean(vs, self._sizes) for vs in zip(*self._values)])
-            self._avg = [mean(self._losses, self._weights)] + [float(m.compute()) if _is_stateful(m) else next(plain) for m in self.metrics]
+            def computed(name, metric):
+                value = metric.compute()
+                try: return float(value)
+                except (TypeError, ValueError, RuntimeError) as e: raise TypeError(f"The metric {name} has to compute one number, but computed {_describe(value)}") from e
+            plain = iter(zip(*self._values))
+            self._avg = [mean('loss', self._losses, self._weights)] + [computed(n, m) if _is_stateful(m) else mean(n, next(plain), self._sizes)
+                                                                     for n, m in zip(self.names[1:], self.metrics)]
         return self._avg or [float('nan')]*(1 + len(self.metrics))
 
     def __repr__(self):

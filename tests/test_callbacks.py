@@ -80,7 +80,8 @@ def test_attribute_errors():
     with pytest.raises(AttributeError, match="'int' object has no attribute 'missing'"): cb.ratio
     with pytest.raises(AttributeError, match="Neither Buggy nor its Runner has an attribute 'n_itre'. Did you mean 'n_iter'"): cb.n_itre
     with pytest.raises(AttributeError, match='attached to its runner by `fit`'): Plain().loss
-    with pytest.raises(RuntimeError, match='no model yet'): Runner().model
+    with pytest.raises(AttributeError, match='no model yet'): Runner().model
+    assert not hasattr(Runner(), 'model')
 
 
 STATE = 'xb yb pred loss opt model loss_func data learn epoch epochs iters n_epochs n_iter in_train cbs'.split()
@@ -180,7 +181,7 @@ def test_used_up_iterators_and_bad_batches():
     learn = tiny_learner()
     learn.data.train_dl = iter(list(learn.data.train_dl))
     with pytest.raises(ValueError, match='train_dl yields no batch.*used up'): Runner().fit(2, learn)
-    for batch, what in ((torch.zeros(3, 4), r'a tensor of shape \(3, 4\)'), ({'x': 1}, 'type dict, of length 1'), ((1, 2, 3), 'type tuple, of length 3'), (7, 'type int')):
+    for batch, what in ((torch.zeros(3, 4), r'a tensor of shape \(3, 4\)'), ({'x': 1}, 'type dict, of length 1'), ({'x': 1, 'y': 2}, 'type dict, of length 2'), (torch.zeros(2, 4), r'a tensor of shape \(2, 4\)'), ('ab', 'type str'), ((1, 2, 3), 'type tuple, of length 3'), (7, 'type int')):
         learn.data.train_dl = [batch]
         with pytest.raises(TypeError, match=f'train_dl has to yield pairs.*{what}'): Runner().fit(1, learn)
 
@@ -324,3 +325,122 @@ def test_get_model_uses_the_data():
     data = DataBunch(*get_dls(*[Dataset(torch.randn(20, 12), torch.randint(4, (20,)))]*2, bs=5), 4)
     learn = create_learner(partial(get_model, nh=7), F.cross_entropy, data)
     assert [tuple(p.shape) for p in learn.model.parameters()] == [(7, 12), (7,), (4, 7), (4,)] and learn.opt.param_groups[0]['lr'] == 0.5
+
+
+def test_ctrl_c_while_tidying_up(monkeypatch):
+    "Interrupted within zero_grad or no_grad's own exit, nothing is left that would spoil the next fit"
+    learn = tiny_learner()
+    was, calls = learn.opt.zero_grad, []
+    def zero_grad():
+        calls.append(1)
+        if len(calls) == 2: raise KeyboardInterrupt
+        was()
+    learn.opt.zero_grad = zero_grad
+    with pytest.raises(KeyboardInterrupt): Runner().fit(1, learn)
+    assert all(p.grad is None for p in learn.model.parameters())
+    learn, leave = tiny_learner(), torch.no_grad.__exit__
+    def interrupted(self, *args): monkeypatch.setattr(torch.no_grad, '__exit__', leave); raise KeyboardInterrupt
+    monkeypatch.setattr(torch.no_grad, '__exit__', interrupted)
+    with pytest.raises(KeyboardInterrupt): Runner().fit(1, learn)
+    assert torch.is_grad_enabled()
+
+
+def test_a_runner_survives_a_failing_attachment():
+    class Frozen(Callback):
+        def set_runner(self, run): raise ValueError('frozen')
+    run = Runner(Frozen())
+    with pytest.raises(ValueError, match='frozen'): run.fit(1, tiny_learner())
+    run.cbs = []
+    run.fit(1, tiny_learner())      # and TrainEvalCallback is there again
+    assert run.n_iter == 3 and run.n_epochs == 1.
+
+
+def test_n_epochs_ends_at_a_whole_number():
+    run = Runner()
+    run.fit(2, tiny_learner(n_train=98))
+    assert run.n_epochs == 2.
+
+
+def test_a_name_of_the_runners_own_objects_is_refused():
+    with pytest.raises(ValueError, match="would be named 'show_stats'"): Runner(type('ShowStats', (Callback,), {})())
+
+
+def test_functions_as_models_and_closures_of_optimizers():
+    w = torch.zeros(4, 3, requires_grad=True)
+    learn = Learner(lambda x: x @ w, optim.SGD([w], lr=0.1), F.cross_entropy, tiny_learner().data)
+    Runner().fit(1, learn)
+    assert w.abs().sum() > 0
+    model = nn.Linear(4, 3)
+    with pytest.raises(TypeError, match='LBFGS.step needs arguments, as a closure'): Learner(model, optim.LBFGS(model.parameters()), F.cross_entropy, learn.data)
+
+
+def test_a_model_may_move_its_own_input():
+    class Moving(nn.Linear):
+        def forward(self, x): return super().forward(torch.zeros(x.shape) if x.device.type == 'meta' else x)
+    learn = tiny_learner(model=Moving(4, 3))
+    learn.data.train_dl = [(x.to('meta'), y) for x, y in learn.data.train_dl]
+    Runner().fit(1, learn)
+
+
+def test_losses_that_say_what_they_were_divided_by():
+    class Wrapped(nn.Module):
+        def forward(self, p, y): return F.cross_entropy(p, y, ignore_index=0)
+        def denominator(self, y): return (y != 0).sum()
+    learn = tiny_learner(loss_func=Wrapped())
+    x = torch.randn(6, 4)
+    y = torch.tensor([1, 0, 0, 1, 1, 2])
+    learn.data.valid_dl = [(x[:3], y[:3]), (x[3:], y[3:])]
+    run = quiet(AvgStatsCallback())
+    run.fit(1, learn)
+    with torch.no_grad(): expected = F.cross_entropy(learn.model(x), y, ignore_index=0).item()
+    assert run.avg_stats.valid_stats.avg_stats[0] == pytest.approx(expected)
+
+
+def test_a_sum_is_shown_as_the_mean_of_its_items():
+    for loss_func in (nn.CrossEntropyLoss(reduction='sum'), partial(F.cross_entropy, reduction='sum')):
+        learn = tiny_learner(loss_func=loss_func, opt_func=partial(optim.SGD, lr=0.))
+        x, y = (torch.cat(ts) for ts in zip(*learn.data.valid_dl))
+        run = quiet(AvgStatsCallback())
+        run.fit(1, learn)
+        with torch.no_grad(): assert run.avg_stats.valid_stats.avg_stats == [pytest.approx(F.cross_entropy(learn.model(x), y).item())]
+
+
+def test_structured_targets_are_counted_by_items():
+    from minifastai.callbacks import _batch_size
+    t = torch.zeros(5, 3)
+    assert [_batch_size(b) for b in (t, (t, t), {'a': t}, [{'a': t}]*4, ['cat', 'dog'], [1, 2, 3], (({'b': t},),), torch.tensor(1.), None)] == [5, 5, 5, 4, 2, 3, 1, 1, None]
+
+
+def test_metrics_of_one_name_and_metrics_that_are_no_numbers():
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy
+    run = quiet(AvgStatsCallback([MulticlassAccuracy(3, top_k=1), MulticlassAccuracy(3, top_k=2)]))
+    run.fit(1, tiny_learner())
+    assert list(run.avg_stats.row()) == [f'{p}_{n}' for p in ('train', 'valid') for n in ('loss', 'multiclass_accuracy', 'multiclass_accuracy_2')]
+    run = quiet(AvgStatsCallback(MetricCollection([MulticlassAccuracy(3)])))
+    run.fit(1, tiny_learner())
+    assert 'valid_multiclass_accuracy' in run.avg_stats.row()
+    for metric in (MulticlassAccuracy(3, average=None), lambda p, y: p.mean(0), lambda p, y: None):
+        run = Runner(AvgStatsCallback([metric]))
+        with pytest.raises(TypeError, match='has to (return|compute) one number, but (returned|computed)'): run.fit(1, tiny_learner())
+
+
+def test_metrics_of_tuple_predictions_keep_no_graph():
+    class Two(nn.Linear):
+        def forward(self, x): return super().forward(x), x
+    learn = tiny_learner(model=Two(4, 3), loss_func=lambda p, y: F.cross_entropy(p[0], y))
+    run = quiet(AvgStatsCallback([lambda p, y: F.cross_entropy(p[0], y)]))
+    run.fit(1, learn)
+    assert not any(v.requires_grad for vs in run.avg_stats.train_stats._values for v in vs) and not run.pred[0].requires_grad
+
+
+@pytest.mark.parametrize('helper', ['filter_batch', 'per_batch', 'in_epoch', 'at_epoch', 'master_batch', 'scatter_pred', 'plot_loss', 'save_epoch', 'one_batch', 'get_loss', 'set_param',
+                                    'log_step', 'to_csv', 'send_batch', 'losses', 'fit_model', 'batch_loss', 'show', 'summary', 'best_epoch'])
+def test_helpers_may_have_names_of_their_own(helper):
+    Runner(type('Helpful', (Callback,), {helper: lambda self: None})())
+
+
+@pytest.mark.parametrize('typo', ['after_bacth', 'aftr_batch', 'after_batchs', 'befor_batch', 'before_fit', 'on_batch_end', 'on_epoch_begin', 'on_train_begin', 'pre_batch', 'start_epoch', 'end_epoch',
+                                  'beginfit', 'begin_batches', 'afterLoss', 'epoch_end', 'cleanup_fit', 'clean_up_batch', 'after_validate', 'after_backwards', 'begn_epoch', 'after_cancel', 'before_backward'])
+def test_names_that_look_like_events(typo):
+    with pytest.raises(ValueError, match=f"{typo} is never called.*Did you mean '[a-z_]+'"): Runner(type('Typo', (Callback,), {typo: lambda self: None})())
