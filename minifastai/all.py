@@ -6,8 +6,10 @@
 __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init', 'EVENTS', 'AvgStats',
            'AvgStatsCallback', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException',
            'Learner', 'ProgressCallback', 'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner',
-           'get_model', 'listify', 'minifastai_train', 'BatchSampler', 'DataBunch', 'Dataset', 'find_mnist', 'get_data',
-           'get_dls', 'normalize', 'normalize_to', 'parse_idx', 'show_images']
+           'get_model', 'listify', 'minifastai_lr_find', 'minifastai_train', 'BatchSampler', 'DataBunch', 'Dataset',
+           'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx', 'show_images', 'LR_Find',
+           'LRFindResult', 'LRSchedulerCallback', 'ParamScheduler', 'Recorder', 'combine_scheds', 'cos_1cycle_anneal',
+           'lr_find', 'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'write_csv']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -22,11 +24,15 @@ from torch.nn import init
 
 from .callbacks import (EVENTS, AvgStats, AvgStatsCallback, Callback, CancelBatchException, CancelEpochException, CancelTrainException, Learner,
     ProgressCallback, Runner, TrainEvalCallback, accuracy, camel2snake, create_learner, get_model, listify)
-from .cli import minifastai_train
+from .cli import minifastai_lr_find, minifastai_train
 from .data import (BatchSampler, DataBunch, Dataset, find_mnist, get_data, get_dls, normalize, normalize_to, parse_idx, show_images)
+from .lr_finder import (LR_Find, LRFindResult, LRSchedulerCallback, ParamScheduler, Recorder, combine_scheds, cos_1cycle_anneal, lr_find,
+    sched_cos, sched_exp, sched_lin, sched_no, write_csv)
 
 _all_ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
     'EVENTS', 'AvgStats', 'AvgStatsCallback', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException', 'Learner',
     'ProgressCallback', 'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner', 'get_model', 'listify',
-    'minifastai_train',
-    'BatchSampler', 'DataBunch', 'Dataset', 'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx', 'show_images']
+    'minifastai_lr_find', 'minifastai_train',
+    'BatchSampler', 'DataBunch', 'Dataset', 'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx', 'show_images',
+    'LR_Find', 'LRFindResult', 'LRSchedulerCallback', 'ParamScheduler', 'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find',
+    'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'write_csv']

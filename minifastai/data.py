@@ -83,7 +83,7 @@ def find_mnist(
         missing = [name for name in _train_files if name not in found]
         if not missing: return found
         if len(missing) < len(_train_files) and folder != _cache_dir():
-            raise FileNotFoundError(f"{folder.expanduser()} holds MNIST's {found.popitem()[1].name}, but not {missing[0]}[.gz]: put it beside the other")
+            raise FileNotFoundError(f"{folder.expanduser()} holds one of MNIST's training files, but not {missing[0]}[.gz]: put it beside the other")
     return {}
 
 # %% ../nbs/00_data.ipynb #aed12385
@@ -125,10 +125,11 @@ def _get_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _get_mnist(path:str|Path|None, download:bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "MNIST's training images and labels, split as in the lesson"
-    files, why = find_mnist(path), ''
+    files, why, setting = find_mnist(path), '', os.environ.get('MINIFASTAI_DATA')
+    if path is None and setting and not Path(setting).expanduser().is_dir(): why = f'\n(MINIFASTAI_DATA is {setting!r}, which is no folder.)'
     if not files and download and path is None:
         try: _download_mnist(_cache_dir()); files = find_mnist()
-        except OSError as e: why = f'\n{e}'
+        except OSError as e: why += f'\n{e}'
     if not files:
         raise FileNotFoundError(f"MNIST is not {'in ' + str(path) if path is not None else 'on this machine, and was not downloaded'}. Three ways to fix it:\n"
             f"  1. put {_train_files[0]}.gz and {_train_files[1]}.gz into a folder, and set MINIFASTAI_DATA to it, or pass path=...\n"
@@ -250,7 +251,7 @@ class DataBunch:
         c:int|None=None, # Number of classes
     ):
         for what, dl in (('train_dl', train_dl), ('valid_dl', valid_dl)):
-            if dl is not None and not hasattr(dl, '__iter__'):
+            if (dl is None and what == 'train_dl') or (dl is not None and not hasattr(dl, '__iter__')):
                 raise TypeError(f"DataBunch: {what} is of type {type(dl).__name__}; it has to be a DataLoader, or any iterable of (xb, yb)")
         self.train_dl, self.valid_dl, self.c = train_dl, valid_dl, c
 

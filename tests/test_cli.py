@@ -33,7 +33,7 @@ def test_files_and_table(tmp_path):
     assert {p.name for p in (tmp_path/'run').iterdir()} == FILES
     rows = list(csv.DictReader(open(tmp_path/'run'/'history.csv')))
     assert [r['epoch'] for r in rows] == ['0', '1'] and len(list(csv.DictReader(open(tmp_path/'run'/'batches.csv')))) == 2*23
-    assert re.search(r'epoch +train_loss +train_accuracy +valid_loss +valid_accuracy +seconds\n( +\d+){1}( +[\d.]+){5}\n( +\d+){1}( +[\d.]+){5}\n', done.stdout)
+    assert re.search(r'epoch +train_loss +train_accuracy +valid_loss +valid_accuracy +seconds\n +0( +[\d.]+){5}\n +1( +[\d.]+){5}\n', done.stdout)
     assert all((tmp_path/'run'/f).read_bytes().startswith(b'\x89PNG') for f in FILES if f.endswith('png'))
 
 
@@ -62,6 +62,7 @@ def test_falls_back_once_and_says_so(tmp_path):
 
 @pytest.mark.parametrize('args, message', [
     (['--epochs', '0'], '--epochs has to be at least 1'), (['--bs', '-3'], '--bs has to be at least 1'), (['--lr', '0'], '--lr has to be above 0'),
+    (['--momentum', '-1'], '--momentum has to be'), (['--seed', str(2**80)], '--seed has to be'), (['--device', 'meta'], 'computes nothing'),
     (['--dataset', 'mnits'], "no data set 'mnits'"), (['--device', 'gpu'], 'gpu'), (['--data', 'nowhere'], 'MNIST is not in nowhere'),
     (['--dataset', 'digits', '--out', 'taken'], 'holds another run')])
 def test_refusals(tmp_path, args, message):
@@ -81,6 +82,38 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
     assert process.returncode == 130 and 'Traceback' not in err, err
     assert {p.name for p in (tmp_path/'run').iterdir()} == FILES
     assert len(list(csv.DictReader(open(tmp_path/'run'/'history.csv')))) >= 2
+
+
+def test_runs_started_in_the_same_second(tmp_path):
+    runs = [subprocess.Popen([COMMAND, '--dataset', 'digits', '--epochs', '1', '--seed', str(i)], cwd=tmp_path, stdout=subprocess.DEVNULL) for i in range(3)]
+    assert [run.wait(timeout=300) for run in runs] == [0, 0, 0]
+    assert [{p.name for p in folder.iterdir()} for folder in (tmp_path/'runs').iterdir()] == [FILES]*3
+
+
+def test_nobody_reads_the_output(tmp_path):
+    "`minifastai-train | head -1`: the training is not lost"
+    process = subprocess.Popen([COMMAND, '--dataset', 'digits', '--epochs', '3', '--out', 'run'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=120) == 141 and 'Traceback' not in err, err
+    assert {p.name for p in (tmp_path/'run').iterdir()} == FILES
+
+
+def test_half_a_pair_is_no_reason_to_fall_back(tmp_path):
+    (tmp_path/'train-labels-idx1-ubyte.gz').write_bytes(b'')
+    done = train(cwd=tmp_path, MINIFASTAI_DATA=str(tmp_path), MINIFASTAI_DATASET=None)
+    assert done.returncode != 0 and 'but not train-images-idx3-ubyte' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_lr_find(tmp_path):
+    command = str(Path(sys.executable).with_name('minifastai-lr-find'))
+    done = subprocess.run([command, '--dataset', 'digits', '--out', 'sweep'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and 'valley' in done.stdout and 'steepest' in done.stdout, done.stderr
+    rows = list(csv.DictReader(open(tmp_path/'sweep'/'lr_find.csv')))
+    assert list(rows[0]) == ['step', 'lr', 'loss', 'smoothed'] and 2 < len(rows) <= 100 and (tmp_path/'sweep'/'lr_find.png').exists()
+    done = subprocess.run([command, '--dataset', 'digits', '--out', 'sweep'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and 'holds another run' in done.stderr
 
 
 def test_help():
