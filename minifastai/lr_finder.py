@@ -189,18 +189,18 @@ class LRSchedulerCallback(Callback):
     ): self.sched_func, self.per_batch = sched_func, per_batch
 
     def begin_fit(self):
-        self.sched = self.sched_func if hasattr(self.sched_func, 'step') else self.sched_func(self.opt)
+        is_made = hasattr(self.sched_func, 'step') and not isinstance(self.sched_func, type)
+        self.sched = self.sched_func if is_made else self.sched_func(self.opt)
         if self.sched.optimizer is not self.opt: raise ValueError("LRSchedulerCallback: this scheduler is another optimizer's: pass a function, such as partial(OneCycleLR, max_lr=1.)")
+        self._by_loss = isinstance(self.sched, optim.lr_scheduler.ReduceLROnPlateau)
+        if self._by_loss and not hasattr(self.run, 'avg_stats'): raise ValueError("LRSchedulerCallback: ReduceLROnPlateau looks at the validation loss: add an AvgStatsCallback")
 
     def after_batch(self):
         if self.in_train and self.per_batch: self.sched.step()
 
     def after_epoch(self):
         if self.per_batch: return
-        if not isinstance(self.sched, optim.lr_scheduler.ReduceLROnPlateau): return self.sched.step()
-        stats = getattr(self.run, 'avg_stats', None)
-        if stats is None: raise ValueError("LRSchedulerCallback: ReduceLROnPlateau looks at the validation loss: add an AvgStatsCallback")
-        self.sched.step(stats.valid_stats.avg_stats[0])
+        self.sched.step(*([self.avg_stats.valid_stats.avg_stats[0]] if self._by_loss else []))
 
 # %% ../nbs/05_lr_finder.ipynb #8e1376b8
 class _Snapshot:
@@ -268,6 +268,10 @@ class LR_Find(Callback):
         self.sweep_lrs, self.sweep_losses, self.smoothed, self.stopped, self._avg, self.best_loss = [], [], [], '', 0., math.inf
         self.run.epochs = sys.maxsize   # the data are cycled until the sweep is over
 
+    def begin_epoch(self):
+        if self.epoch and len(self.sweep_lrs) == self._done_before: self.stopped = 'a whole epoch passed without a completed batch'; raise CancelTrainException()
+        self._done_before = len(self.sweep_lrs)
+
     def begin_validate(self): return True
 
     def begin_batch(self):
@@ -307,35 +311,27 @@ class LRFindResult:
         stopped:str,          # Why the sweep ended
     ):
         self.lrs, self.losses, self.smoothed, self.stopped = lrs, losses, smoothed, stopped
-        self.suggestions = {'valley': self._valley(), 'steepest': self._steepest()}
+        self.suggestions = {'valley': None, 'steepest': None}
+        start, end = self._descent()
+        if end - start < 2: return
+        x, y = torch.tensor(lrs, dtype=torch.float64).log()[start:end+1], torch.tensor(smoothed, dtype=torch.float64)[start:end+1]
+        going = (y[0] - y <= (y[0] - y[-1])/20).nonzero().max()   # up to here, a twentieth of the descent
+        self.suggestions['valley'] = math.exp((x[going] + x[-1])/2)
+        self.suggestions['steepest'] = x[torch.gradient(y, spacing=(x,))[0].argmin()].exp().item()
+
+    def _descent(self) -> tuple[int, int]:
+        "First and last step of the deepest uninterrupted descent of the smoothed loss; the same step twice if it is no deeper than noise"
+        start, best = 0, (0., 0, 0)
+        for i in range(1, len(self.smoothed)):
+            if self.smoothed[i] >= self.smoothed[i-1]: start = i
+            best = max(best, (self.smoothed[start] - self.smoothed[i], start, i))
+        first = torch.tensor(self.losses[:max(5, len(self.losses)//10)], dtype=torch.float64)   # with these rates nothing is learned yet: it is all noise
+        return best[1:] if best[0] > 2*first.std() else (0, 0)
 
     @property
     def suggestion(self) -> float|None:
-        "The learning rate of the valley, else the steepest; None if the loss never fell"
-        return self.suggestions['valley'] or self.suggestions['steepest']
-
-    def _slopes(self) -> Tensor:
-        "Slope of the smoothed loss over the logarithm of the learning rate, at each step"
-        return torch.gradient(torch.tensor(self.smoothed, dtype=torch.float64), spacing=(torch.tensor(self.lrs, dtype=torch.float64).log(),))[0]
-
-    def _steepest(self) -> float|None:
-        "The learning rate at which the smoothed loss falls fastest, before its minimum"
-        end = min(range(len(self.lrs)), key=self.smoothed.__getitem__) + 1
-        if end < 3: return None
-        i = self._slopes()[:end].argmin().item()
-        return self.lrs[i] if self._slopes()[i] < 0 else None
-
-    def _valley(self) -> float|None:
-        "The geometric middle of the deepest descent of the smoothed loss, between where a twentieth of it is done and its bottom"
-        best = (0., 0, 0)
-        start = 0
-        for i in range(1, len(self.lrs)):
-            if self.smoothed[i] >= self.smoothed[i-1]: start = i
-            best = max(best, (self.smoothed[start] - self.smoothed[i], start, i))
-        fall, start, end = best
-        if end - start < 2: return None
-        going = max(i for i in range(start, end) if self.smoothed[start] - self.smoothed[i] <= fall/20)
-        return math.sqrt(self.lrs[going]*self.lrs[end])
+        "The learning rate of the valley; None if the loss never fell"
+        return self.suggestions['valley']
 
     def __repr__(self):
         said = ', '.join(f'{k} {v:.2g}' if v else f'{k} none' for k, v in self.suggestions.items())
@@ -372,5 +368,5 @@ def lr_find(
     try: Runner([*listify(cbs), find]).fit(1, learn)
     finally: snapshot.restore()
     if len(find.sweep_lrs) < 2:
-        raise ValueError(f"lr_find: {find.stopped} at step {len(find.sweep_lrs) + 1}, with a learning rate of {min_lr:.1g}: this is not the learning rate's fault. Check the data and the model")
+        raise ValueError(f"lr_find: {find.stopped or 'the sweep was cancelled'} at step {len(find.sweep_lrs) + 1}, with a learning rate of {min_lr:.1g}: this is not the learning rate's fault. Check the data and the model")
     return LRFindResult(find.sweep_lrs, find.sweep_losses, find.smoothed, find.stopped)

@@ -1,0 +1,196 @@
+"The finder leaves no trace; schedules and recorder in odd cases."
+import copy
+import pickle
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import tiny_learner
+from torch import nn, optim
+
+from minifastai.callbacks import AvgStatsCallback, Callback, CancelBatchException, CancelTrainException, Learner, Runner, accuracy
+from minifastai.data import DataBunch, Dataset, get_dls
+from minifastai.lr_finder import (LR_Find, LRFindResult, LRSchedulerCallback, ParamScheduler, Recorder, combine_scheds, cos_1cycle_anneal, lr_find, sched_cos, sched_exp, sched_lin,
+                                  sched_no)
+
+
+class Noisy(nn.Module):
+    "Uses every source of random numbers and every kind of state there is"
+    def __init__(self):
+        super().__init__()
+        self.lin, self.bn, self.drop, self.frozen = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 8).eval()
+        self.out = nn.Linear(8, 3)
+        self.register_buffer('seen', torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.seen += len(x)
+        x = self.drop(self.bn(self.lin(x))) + random.random()*0.1 + np.random.rand()*0.1
+        return self.out(x + self.frozen(x))
+
+
+def noisy_learner(opt_func, generator=None):
+    torch.manual_seed(0); random.seed(0); np.random.seed(0)
+    ds = Dataset(torch.randn(60, 4), torch.randint(3, (60,)))
+    model = Noisy()
+    groups = [{'params': [*model.lin.parameters(), *model.bn.parameters()], 'lr': 0.01}, {'params': model.out.parameters(), 'lr': 0.02}]
+    learn = Learner(model, opt_func(groups), F.cross_entropy, DataBunch(*get_dls(ds, ds, 20, generator=torch.Generator().manual_seed(1) if generator else None), 3))
+    Runner().fit(1, learn)
+    return learn
+
+
+def everything(learn):
+    "All state, as comparable values"
+    tensors = {k: v.clone() for k, v in [*learn.model.state_dict().items(), ('seen', learn.model.seen)]}
+    for i, s in enumerate(learn.opt.state.values()): tensors |= {f'{i} {k}': torch.as_tensor(v).clone() for k, v in s.items() if v is not None}
+    tensors['rng'] = torch.get_rng_state()
+    gens = [g.get_state().tolist() for g in (learn.data.train_dl.sampler.generator,) if g is not None]
+    rest = ([m.training for m in learn.model.modules()], [{k: v for k, v in pg.items() if k != 'params'} for pg in learn.opt.param_groups], random.getstate(),
+            np.random.get_state()[1].tolist(), gens, [None if p.grad is None else p.grad.tolist() for p in learn.model.parameters()])
+    return tensors, rest
+
+
+def same(a, b): return a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0]) and a[1] == b[1]
+
+
+OPTS = [partial(optim.SGD, lr=0.01, momentum=0.9), optim.AdamW, partial(optim.Adam, amsgrad=True), partial(optim.RMSprop, centered=True)]
+
+
+@pytest.mark.parametrize('generator', [False, True])
+@pytest.mark.parametrize('opt_func', OPTS)
+def test_no_trace(opt_func, generator):
+    learn = noisy_learner(opt_func, generator)
+    for p in learn.model.frozen.parameters(): p.grad = torch.ones_like(p)
+    objects = [id(t) for t in [*learn.model.parameters(), *learn.model.buffers()]]
+    before = everything(learn)
+    found = lr_find(learn, max_iter=20, max_lr=1.)
+    assert same(before, everything(learn)) and objects == [id(t) for t in [*learn.model.parameters(), *learn.model.buffers()]]
+    again = lr_find(learn, max_iter=20, max_lr=1.)
+    assert found.losses == again.losses and found.lrs == again.lrs
+
+
+def test_training_goes_on_bit_by_bit():
+    def trained(meddle):
+        learn = noisy_learner(OPTS[0])
+        meddle(learn)
+        Runner().fit(2, learn)
+        return everything(learn)
+    without = trained(lambda learn: None)
+    assert same(without, trained(lr_find))
+    assert same(without, trained(lambda learn: Runner(LR_Find()).fit(1, learn)))
+    assert not same(without, trained(lambda learn: Runner(LR_Find(restore=False)).fit(1, learn)))
+
+
+@pytest.mark.parametrize('exc', [ValueError(), KeyboardInterrupt(), CancelTrainException(), CancelBatchException()])
+@pytest.mark.parametrize('event', ['begin_fit', 'begin_batch', 'after_backward', 'after_step', 'after_batch', 'after_fit'])
+def test_no_trace_after_trouble(event, exc):
+    class Trouble(Callback):
+        _order = 2
+        def _raise(self):
+            if event.endswith('fit') or self.n_iter == 5: raise exc
+    cb = Trouble()
+    setattr(cb, event, cb._raise)
+    learn = noisy_learner(OPTS[0])
+    before = everything(learn)
+    try: lr_find(learn, max_iter=10, cbs=cb)
+    except (ValueError, KeyboardInterrupt, RuntimeError): pass
+    assert same(before, everything(learn))
+
+
+def test_a_callback_that_cancels_every_batch():
+    "The data are cycled, but not for ever"
+    class Never(Callback):
+        def after_loss(self): raise CancelBatchException()
+    with pytest.raises(ValueError, match='without a completed batch'): lr_find(tiny_learner(), cbs=Never())
+
+
+def test_exactly_max_iter_steps():
+    for n in (2, 7, 100):
+        learn = tiny_learner(n_train=3)
+        found = lr_find(learn, max_iter=n, max_lr=1e-3)
+        assert len(found.lrs) == n and found.lrs[0] == pytest.approx(1e-6) and found.lrs[-1] == pytest.approx(1e-3) and found.stopped == 'the sweep is complete'
+        ratios = [b/a for a, b in zip(found.lrs, found.lrs[1:])]
+        assert max(ratios) == pytest.approx(min(ratios))
+
+
+def test_losses_that_go_bad():
+    def nan_from(step):
+        seen = []
+        def loss(p, y): seen.append(1); return F.cross_entropy(p, y)*(float('nan') if len(seen) >= step else 1.)
+        return loss
+    with pytest.raises(ValueError, match='the loss is nan at step 1'): lr_find(tiny_learner(loss_func=nan_from(1)))
+    found = lr_find(tiny_learner(loss_func=nan_from(11)))
+    assert len(found.lrs) == 10 and found.stopped == 'the loss is nan'
+    assert len(lr_find(tiny_learner(loss_func=lambda p, y: F.cross_entropy(p, y) - 5), max_lr=0.1).lrs) == 100
+    assert len(lr_find(tiny_learner(loss_func=lambda p, y: (p**2).sum()*100)).lrs) < 100
+
+
+def test_no_suggestion_without_a_descent():
+    torch.manual_seed(0)
+    lrs = [1e-6*1.17**i for i in range(100)]
+    flat = (2.3 + 0.01*torch.randn(100)).tolist()
+    assert set(LRFindResult(lrs, flat, flat, '').suggestions.values()) == {None} and 'none' in repr(LRFindResult(lrs, flat, flat, ''))
+    rising = [2. + i/50 for i in range(100)]
+    assert LRFindResult(lrs, rising, rising, '').suggestion is None
+    LRFindResult(lrs, flat, flat, '').plot()
+
+
+def test_suggestions_on_a_known_curve():
+    "A logistic descent around 1e-2, then an explosion: both suggestions lie on the descent"
+    lrs = [10**(-6 + 7*i/199) for i in range(200)]
+    losses = [2.3 - 2/(1 + (1e-2/lr)**2) + max(0., lr - 0.5)*10 for lr in lrs]
+    found = LRFindResult(lrs, losses, losses, '')
+    assert found.suggestions['steepest'] == pytest.approx(1e-2, rel=0.1) and 5e-3 < found.suggestions['valley'] < 0.5
+
+
+@pytest.mark.parametrize('kw, message', [(dict(max_iter=1), 'at least 2'), (dict(min_lr=0.), 'has to grow'), (dict(min_lr=1., max_lr=1.), 'has to grow'), (dict(beta=1.), 'between 0 and 1')])
+def test_refusals(kw, message):
+    with pytest.raises(ValueError, match=message): lr_find(tiny_learner(), **kw)
+
+
+def test_schedules_can_be_pickled_and_are_exact_at_the_ends():
+    sched = combine_scheds([.3, .5, .2], [*cos_1cycle_anneal(0.1, 1., 0.5), sched_exp(0.5, 1e-4)])
+    for f in (sched, sched_lin(1, 2), sched_no(3)):
+        g = pickle.loads(pickle.dumps(f))
+        assert all(f(i/100) == g(i/100) for i in range(101))
+    assert sched(0.) == pytest.approx(0.1) and sched(1.) == pytest.approx(1e-4) and sched(torch.tensor(0.3)) == pytest.approx(1.)
+    for pos in (-0.1, 1.1, float('nan')):
+        with pytest.raises(ValueError, match='between 0 and 1'): sched(pos)
+    for pcts in ([.5], [.5, .4], [], [.5, .5, 0.1]):
+        with pytest.raises(ValueError, match='combine_scheds'): combine_scheds(pcts, [sched_cos(0, 1)]*2)
+
+
+def test_any_setting_and_any_group():
+    learn = tiny_learner(opt_func=lambda ps: optim.Adam([{'params': [p]} for p in ps], lr=0.1))
+    seen = []
+    class Look(Callback):
+        def after_step(self): seen.append([(pg['lr'], pg['betas']) for pg in self.opt.param_groups])
+    Runner([ParamScheduler('lr', [sched_lin(0, 3), sched_no(1)]), ParamScheduler('betas', lambda pos: (0.9 - pos/10, 0.99)), Look()]).fit(1, learn)
+    assert [s[0][0] for s in seen] == pytest.approx([0., 1., 2.]) and all(s[1][0] == 1 for s in seen) and seen[2][0][1][0] == pytest.approx(0.9 - 2/30)
+
+
+def test_schedulers_of_other_optimizers_are_refused():
+    other = optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(ValueError, match="another optimizer's"): Runner(LRSchedulerCallback(optim.lr_scheduler.StepLR(other, 1))).fit(1, tiny_learner())
+    with pytest.raises(ValueError, match='add an AvgStatsCallback'): Runner(LRSchedulerCallback(optim.lr_scheduler.ReduceLROnPlateau, per_batch=False)).fit(1, tiny_learner())
+
+
+def test_recorder_counts_completed_batches_only(tmp_path):
+    class Skip(Callback):
+        def after_loss(self):
+            if self.in_train and self.n_iter == 1 and not getattr(self, 'done', False): self.done = True; raise CancelBatchException()
+    run = Runner([Skip(), Recorder(), AvgStatsCallback(accuracy)])
+    run.show_stats = lambda *stats: None
+    run.fit(2, tiny_learner())
+    rec = run.recorder
+    assert len(rec.losses) == len(rec.lrs[0]) == len(rec.rows()) == run.n_iter == 5 and [r['batches'] for r in rec.history] == [2, 5]
+    rec.to_csv(tmp_path/'h.csv')
+    assert (tmp_path/'h.csv').read_text().startswith('epoch,batches,lr,train_loss,train_accuracy,valid_loss,valid_accuracy,seconds\n0,2,')
+    for skip, n in ((0, 5), (2, 3)):
+        import matplotlib.pyplot as plt
+        plt.figure()
+        assert len(rec.plot(skip_last=skip).lines[-1].get_xdata()) == n and len(rec.plot_loss(skip_last=skip).lines[-1].get_xdata()) == n
+        plt.close()
+    copy.deepcopy(rec)
