@@ -28,6 +28,7 @@ test: $(base)-dev
 	$(BIN)/python -m pytest $(ARGS)
 
 site: $(base)-docs
+	rm -rf _site
 	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs _site
 	@echo "Built: open _site/index.html"
 

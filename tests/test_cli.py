@@ -74,7 +74,8 @@ def test_refusals(tmp_path, args, message):
 
 
 def test_ctrl_c_keeps_what_there_is(tmp_path):
-    process = subprocess.Popen([COMMAND, '--dataset', 'digits', '--epochs', '10000', '--out', 'run'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([COMMAND, '--dataset', 'digits', '--epochs', '10000', '--out', 'run'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # tests started in the background ignore it
     for line in process.stdout:
         if line.split()[:1] == ['1']: break      # the second epoch is done
     process.send_signal(signal.SIGINT)

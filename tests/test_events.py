@@ -1,7 +1,6 @@
 "The table event x exception, cell by cell, against expectations written out by hand; and what holds in every cell."
 import itertools
 import signal
-from functools import partial
 
 import pytest
 import torch
@@ -245,13 +244,16 @@ def test_true_skips_exactly_its_phase():
 
 
 def test_a_real_ctrl_c_removes_hooks():
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)   # tests started in the background ignore it
     class Hooked(Callback):
         def begin_fit(self): self.handle = self.model.register_forward_hook(lambda *a: None)
         def after_loss(self):
             if self.n_iter == 1: signal.raise_signal(signal.SIGINT)
         def after_fit(self): self.handle.remove()
     learn = tiny_learner()
-    with pytest.raises(KeyboardInterrupt): Runner(Hooked()).fit(1, learn)
+    try:
+        with pytest.raises(KeyboardInterrupt): Runner(Hooked()).fit(1, learn)
+    finally: signal.signal(signal.SIGINT, was)
     assert not learn.model._forward_hooks
 
 
