@@ -300,16 +300,16 @@ class _Announcer:
         try:
             try:
                 for told, handler in self._handlers[p.begin]:
-                    if handler() is True: skip = True
+                    try:
+                        if handler() is True: skip = True
+                    except _Cancel: told += 1; raise   # raised on purpose: whoever did counts as told
                 told = self._n_cbs
                 body(skip)
-            except p.cancel:
-                told += 1
-                self._tell_all(p.cancelled, p.cancel)
+            except p.cancel: self._tell_all(p.cancelled, p.cancel)
             else:
                 if self._handlers[p.end]: self._tell_all(p.end, p.cancel)
         except BaseException as e:
-            self._clean_up(p, told + isinstance(e, _Cancel), e)
+            self._clean_up(p, told, e)
             raise
         else:
             if self._handlers[p.cleanup]: self._clean_up(p, told)

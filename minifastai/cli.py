@@ -83,6 +83,7 @@ def _figures(batches:list[dict], epochs:list[dict]) -> dict:
 # %% ../nbs/90_cli.ipynb #37531e42
 _defaults = {'mnist': dict(epochs=8, bs=512), 'digits': dict(epochs=20, bs=64)}
 _files = ('history.csv', 'batches.csv', 'model.safetensors', 'losses.png', 'learning_rate.png', 'accuracy.png')
+_sweep_files = ('lr_find.csv', 'lr_find.png')
 
 def _out_folder(out:str|None, name:str, files:tuple=_files) -> Path:
     "The folder for a run's files, made; of a name that no other run has, or `out`, which must not hold another run's files"
@@ -183,10 +184,10 @@ def minifastai_lr_find(
     "Find a learning rate for the lesson's convolutional network; prints suggestions, writes lr_find.csv and lr_find.png"
     from matplotlib.figure import Figure
     with _as_command('minifastai-lr-find'):
-        if out is not None: _out_folder(out, '', ('lr_find.csv', 'lr_find.png'))
+        if out is not None: _out_folder(out, '', _sweep_files)
         learn, settings = _learner(dataset, data, bs, 0.1, momentum, seed, device)
         found = lr_find(learn, max_iter, min_lr, max_lr)
-        folder = _out_folder(out, f"{settings['dataset']}-lr-find", ('lr_find.csv', 'lr_find.png'))
+        folder = _out_folder(out, f"{settings['dataset']}-lr-find", _sweep_files)
         fig = Figure(figsize=(6, 3.5), layout='constrained')
         found.plot(fig.subplots())
         rows = [dict(step=i, lr=lr, loss=loss, smoothed=smoothed) for i, (lr, loss, smoothed) in enumerate(zip(found.lrs, found.losses, found.smoothed))]

@@ -212,7 +212,7 @@ class _Snapshot:
         self.tensors = [(ns, k, t, None if t is None else t.detach().clone(), None if t is None or t.grad is None else t.grad.clone())
                         for m in modules for ns in (m._parameters, m._buffers) for k, t in ns.items()]
         self.groups = [{k: copy.deepcopy(v) for k, v in pg.items() if k != 'params'} for pg in learn.opt.param_groups]
-        self.state = {p: {k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in s.items()} for p, s in learn.opt.state.items()}
+        self.state = {p: copy.deepcopy(s) for p, s in learn.opt.state.items()}
         self.rng, self.python = torch.get_rng_state(), random.getstate()
         self.numpy = sys.modules['numpy'].random.get_state() if 'numpy' in sys.modules else None
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
@@ -230,7 +230,7 @@ class _Snapshot:
             for k in [k for k in pg if k != 'params' and k not in former]: del pg[k]
             pg.update(copy.deepcopy(former))
         opt.state.clear()
-        for p, s in self.state.items(): opt.state[p] = {k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in s.items()}
+        for p, s in self.state.items(): opt.state[p] = copy.deepcopy(s)
         torch.set_rng_state(self.rng); random.setstate(self.python)
         if self.numpy is not None: sys.modules['numpy'].random.set_state(self.numpy)
         if self.cuda is not None: torch.cuda.set_rng_state_all(self.cuda)

@@ -153,6 +153,15 @@ def test_a_canceller_is_cleaned_up_itself():
     assert run.stop.opened is False
 
 
+def test_a_wider_cancel_while_cancelling_cleans_up_no_more():
+    "`last` never began: neither the cancel at the beginning nor the one raised while announcing it may count it in"
+    heard = []
+    def note(name, order): return type('C', (Callback,), {'cleanup_batch': lambda self: heard.append(name), '_order': order, 'name': name})()
+    widen = Raiser('after_cancel_batch', CancelTrainException(), name='widen', order=-1)
+    Runner([widen, Raiser('begin_batch', CancelBatchException(), order=0), note('last', 1), note('first', -2)]).fit(1, tiny_learner())
+    assert heard == ['first']
+
+
 def test_everyone_hears_of_a_cancel():
     "Also those who come later in order than whoever cancelled"
     for event, cancel, announced in (('begin_batch', CancelBatchException(), B), ('begin_epoch', CancelEpochException(), E), ('begin_fit', CancelTrainException(), T)):
