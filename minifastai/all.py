@@ -7,9 +7,10 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'AvgStatsCallback', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException',
            'Learner', 'ProgressCallback', 'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner',
            'get_model', 'listify', 'minifastai_lr_find', 'minifastai_train', 'BatchSampler', 'DataBunch', 'Dataset',
-           'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx', 'show_images', 'LR_Find',
-           'LRFindResult', 'LRSchedulerCallback', 'ParamScheduler', 'Recorder', 'combine_scheds', 'cos_1cycle_anneal',
-           'lr_find', 'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'write_csv']
+           'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx', 'show_images',
+           'binomial_decode', 'binomial_loss', 'exact_match', 'LR_Find', 'LRFindResult', 'LRSchedulerCallback',
+           'ParamScheduler', 'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find', 'sched_cos', 'sched_exp',
+           'sched_lin', 'sched_no', 'write_csv']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -26,6 +27,7 @@ from .callbacks import (EVENTS, AvgStats, AvgStatsCallback, Callback, CancelBatc
     ProgressCallback, Runner, TrainEvalCallback, accuracy, camel2snake, create_learner, get_model, listify)
 from .cli import minifastai_lr_find, minifastai_train
 from .data import (BatchSampler, DataBunch, Dataset, find_mnist, get_data, get_dls, normalize, normalize_to, parse_idx, show_images)
+from .losses import binomial_decode, binomial_loss, exact_match
 from .lr_finder import (LR_Find, LRFindResult, LRSchedulerCallback, ParamScheduler, Recorder, combine_scheds, cos_1cycle_anneal, lr_find,
     sched_cos, sched_exp, sched_lin, sched_no, write_csv)
 
@@ -34,5 +36,6 @@ _all_ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 
     'ProgressCallback', 'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner', 'get_model', 'listify',
     'minifastai_lr_find', 'minifastai_train',
     'BatchSampler', 'DataBunch', 'Dataset', 'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx', 'show_images',
+    'binomial_decode', 'binomial_loss', 'exact_match',
     'LR_Find', 'LRFindResult', 'LRSchedulerCallback', 'ParamScheduler', 'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find',
     'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'write_csv']

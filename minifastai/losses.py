@@ -22,9 +22,10 @@ def _as_binary(logits:Tensor, targets:Tensor) -> Tensor:
         return targets.to(logits.dtype)
     if targets.shape != (n,): raise ValueError(f"For logits {tuple(logits.shape)} the targets are labels {(n,)} or an answer for each class {tuple(logits.shape)}, not {tuple(targets.shape)}")
     if targets.is_floating_point() or targets.dtype == torch.bool: raise ValueError(f"Labels (N,) have to be whole numbers, not {targets.dtype}")
-    if cpu and n and not (targets.min() >= -1 and targets.max() < c):
-        raise ValueError(f"Labels of {c} classes go from 0 to {c-1}, or are -1 for none of them; these go from {targets.min()} to {targets.max()}")
-    return F.one_hot(targets.long() + 1, c + 1)[:, 1:].to(logits.dtype)   # -1 becomes the first column, which is dropped
+    labels = targets.long()
+    if cpu and n and not (labels.min() >= -1 and labels.max() < c):
+        raise ValueError(f"Labels of {c} classes go from 0 to {c-1}, or are -1 for none of them; these go from {labels.min()} to {labels.max()}")
+    return F.one_hot(labels + 1, c + 1)[:, 1:].to(logits.dtype)   # -1 becomes the first column, which is dropped
 
 def binomial_loss(
     logits:Tensor,               # (N, C): for each item an activation for each class
