@@ -12,52 +12,66 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/04b_softmax.ipynb #144a68ca
+def _check_logits(logits):
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
+        what = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"The logits have to be floats of shape (N, C), a row for each item and a column for each class, not {what}")
+
 def _as_binary(logits:Tensor, targets:Tensor) -> Tensor:
     "An answer for each item and class: (N, C) of 0 to 1, from that or from labels (N,)"
-    if logits.dim() != 2: raise ValueError(f"The logits have to be of shape (N, C), a row for each item and a column for each class, not {tuple(logits.shape)}")
-    (n, c), cpu = logits.shape, targets.device.type == 'cpu'   # elsewhere, looking at values would make the program wait for the device
+    _check_logits(logits)
+    if not isinstance(targets, Tensor): raise ValueError(f"The targets have to be a tensor, not {type(targets).__name__}")
+    (n, c), check = logits.shape, targets.device.type == 'cpu' and targets.numel() > 0 and not torch.compiler.is_compiling()   # elsewhere, looking at values would make the program wait for the device
+    if targets.is_complex(): raise ValueError(f"Targets cannot be {targets.dtype}")
     if targets.shape == logits.shape:
-        if cpu and n and not (targets.min() >= 0 and targets.max() <= 1):
+        if check and not (targets.min() >= 0 and targets.max() <= 1):
             raise ValueError(f"Targets (N, C) say for each class whether it is there, from 0 to 1; these go from {targets.min().item():g} to {targets.max().item():g}")
         return targets.to(logits.dtype)
     if targets.shape != (n,): raise ValueError(f"For logits {tuple(logits.shape)} the targets are labels {(n,)} or an answer for each class {tuple(logits.shape)}, not {tuple(targets.shape)}")
     if targets.is_floating_point() or targets.dtype == torch.bool: raise ValueError(f"Labels (N,) have to be whole numbers, not {targets.dtype}")
     labels = targets.long()
-    if cpu and n and not (labels.min() >= -1 and labels.max() < c):
+    if check and not (labels.min() >= -1 and labels.max() < c):
         raise ValueError(f"Labels of {c} classes go from 0 to {c-1}, or are -1 for none of them; these go from {labels.min()} to {labels.max()}")
     return F.one_hot(labels + 1, c + 1)[:, 1:].to(logits.dtype)   # -1 becomes the first column, which is dropped
 
 def binomial_loss(
     logits:Tensor,               # (N, C): for each item an activation for each class
     targets:Tensor,              # (N,): labels, -1 being none of the classes; or (N, C): is the class there? From 0, no, to 1, yes
-    reduction:str='mean',        # `'mean'` over items and classes, `'sum'`, or `'none'` for all of them, (N, C)
+    reduction:str='mean',        # `'mean'` over items and classes, `'sum'`, or `'none'` for all of them
     pos_weight:Tensor|None=None, # (C,): how many times a class that is there counts, by default once
-) -> Tensor: # The loss, ()
-    "Binary cross-entropy of a yes-or-no question for each class; a `ValueError` names what does not fit"
-    return F.binary_cross_entropy_with_logits(logits, _as_binary(logits, targets), reduction=reduction, pos_weight=pos_weight)
+) -> Tensor: # The loss: (), or (N, C) for `'none'`
+    "Binary cross-entropy of a yes-or-no question for each class; a `ValueError` names what does not fit (values only on the CPU: elsewhere a look would cost a wait)"
+    targets = _as_binary(logits, targets)
+    if pos_weight is not None and pos_weight.shape != logits.shape[1:]: raise ValueError(f"pos_weight has to be of shape {tuple(logits.shape[1:])}, a number for each class, not {tuple(pos_weight.shape)}")
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction=reduction, pos_weight=pos_weight)
 
 # %% ../nbs/04b_softmax.ipynb #f48f9403
+def _above(logits:Tensor, threshold:float|Tensor) -> Tensor:
+    "Where the probability exceeds the threshold: bool (N, C)"
+    _check_logits(logits)
+    t, c = torch.as_tensor(threshold), logits.shape[1]
+    if t.shape not in ((), (c,)): raise ValueError(f"One threshold, or one for each of the {c} classes, not {tuple(t.shape)}")
+    if not ((t > 0) & (t < 1)).all(): raise ValueError(f"A threshold is a probability between 0 and 1, not {t.tolist()}")
+    return logits.sigmoid() > (threshold.to(logits.device) if isinstance(threshold, Tensor) else threshold)
+
 def binomial_decode(
-    logits:Tensor,                   # (N, C): for each item an activation for each class
-    threshold:float|Tensor=0.5,      # The probability above which a class counts as there; one, or one for each class (C,)
-    names:Sequence[str]|None=None,   # The classes' names; by default their numbers
+    logits:Tensor,                 # (N, C): for each item an activation for each class
+    threshold:float|Tensor=0.5,    # The probability above which a class counts as there; one, or one for each class (C,)
+    names:Sequence[str]|None=None, # The classes' names in order; by default their numbers
 ) -> list[list]: # For each item the classes that are there: `[]` for none, `[3]` for one, `[1, 3]` for several
     "Answer the yes-or-no question for each class; a `ValueError` if logits are NaN, or something does not fit"
-    if logits.dim() != 2: raise ValueError(f"The logits have to be of shape (N, C), a row for each item and a column for each class, not {tuple(logits.shape)}")
-    c, threshold = logits.shape[1], torch.as_tensor(threshold, device=logits.device)
-    if threshold.shape not in ((), (c,)): raise ValueError(f"One threshold, or one for each of the {c} classes, not {tuple(threshold.shape)}")
-    if not ((threshold > 0) & (threshold < 1)).all(): raise ValueError(f"A threshold is a probability between 0 and 1, not {threshold.tolist()}")
-    if names is not None and len(names) != c: raise ValueError(f"{len(names)} names for {c} classes")
+    above = _above(logits, threshold)
+    if names is not None and (not isinstance(names, Sequence) or len(names) != logits.shape[1]): raise ValueError(f"{len(names)} names for {logits.shape[1]} classes: pass a list with one for each")
     if logits.isnan().any(): raise ValueError(f"Row {logits.isnan().any(1).nonzero()[0].item()} of the logits has NaN: no answer can be read from it")
-    names = range(c) if names is None else names
-    return [[name for name, there in zip(names, row) if there] for row in (logits.sigmoid() > threshold).tolist()]
+    names = range(logits.shape[1]) if names is None else names
+    return [[name for name, there in zip(names, row) if there] for row in above.tolist()]
 
 # %% ../nbs/04b_softmax.ipynb #fcbbae75
 def exact_match(
-    logits:Tensor,       # (N, C): for each item an activation for each class
-    targets:Tensor,      # (N,): labels, -1 being none of the classes; or (N, C): is the class there?
-    threshold:float=0.5, # The probability above which a class counts as there
+    logits:Tensor,              # (N, C): for each item an activation for each class
+    targets:Tensor,             # (N,): labels, -1 being none of the classes; or (N, C): is the class there?
+    threshold:float|Tensor=0.5, # The probability above which a class counts as there; one, or one for each class (C,)
 ) -> Tensor: # A share, ()
-    "The share of items for which the answers to all yes-or-no questions are right"
-    right = (logits.sigmoid() > threshold) == (_as_binary(logits, targets) > 0.5)
+    "The share of items for which the answers to all yes-or-no questions are right; a `ValueError` names what does not fit"
+    right = _above(logits, threshold) == (_as_binary(logits, targets) > 0.5)
     return (right & ~logits.isnan()).all(1).float().mean()

@@ -56,7 +56,7 @@ class _Combined:
     def __init__(self, ends, scheds): self.ends, self.scheds = ends, scheds
 
     def __call__(self, pos):
-        pos = min(max(float(pos), 0.), 1.) if -1e-6 < pos < 1 + 1e-6 else pos   # positions are sums of small steps, and may miss 0 or 1 by a rounding error
+        pos = min(max(float(pos), 0.), 1.) if -1e-6 < pos < 1 + 1e-6 else pos   # a position that has been added up may miss 0 or 1 by a rounding error
         if not 0 <= pos <= 1: raise ValueError(f"A schedule's position is between 0 and 1, not {pos}")
         i = next((i for i, end in enumerate(self.ends) if pos < end), len(self.ends) - 1)
         start = self.ends[i-1] if i else 0.
@@ -96,7 +96,10 @@ class ParamScheduler(Callback):
 
     def begin_fit(self):
         groups = self.opt.param_groups
-        self.scheds = list(self.sched_funcs) if isinstance(self.sched_funcs, (list, tuple)) else [self.sched_funcs]*len(groups)
+        if not callable(self.sched_funcs): self.sched_funcs = listify(self.sched_funcs)
+        self.scheds = self.sched_funcs if isinstance(self.sched_funcs, list) else [self.sched_funcs]*len(groups)
+        for f in self.scheds:
+            if not callable(f): raise TypeError(f"ParamScheduler: a schedule is a function of the position, such as sched_no({f!r}), not {f!r}")
         if len(self.scheds) != len(groups): raise ValueError(f"ParamScheduler: {len(self.scheds)} schedules for an optimizer with {len(groups)} parameter groups: "
                                                               "pass one for each, or one for all of them, not in a list")
         for pg in groups:
@@ -104,11 +107,14 @@ class ParamScheduler(Callback):
 
     def begin_batch(self):
         if not self.in_train: return
+        if self.iters is None: raise ValueError("ParamScheduler: the training batches do not say how many they are (len), so there is no position in training")
         for pg, sched in zip(self.opt.param_groups, self.scheds): pg[self.pname] = sched(self.n_epochs/self.epochs)
 
 # %% ../nbs/05_lr_finder.ipynb #af7a8ac5
 class Recorder(Callback):
     "Records learning rates and losses of every completed training batch, and a row of `history` for every epoch"
+    lrs, _losses, history = (), (), ()   # before the first fit
+
     def begin_fit(self): self.lrs, self._losses, self.history = [[] for _ in self.opt.param_groups], [], []
     def begin_epoch(self): self._start, self._first = time.perf_counter(), len(self._losses)
 
@@ -121,7 +127,7 @@ class Recorder(Callback):
         row = {'epoch': self.epoch, 'batches': len(self._losses), 'lr': self.lrs[-1][-1] if self.lrs[-1] else None}
         stats = getattr(self.run, 'avg_stats', None)
         if stats is not None: row |= stats.row()
-        elif len(self._losses) > self._first: row['train_loss'] = torch.stack(self._losses[self._first:]).mean().item()
+        elif len(self._losses) > self._first: row['mean_batch_loss'] = torch.stack(self._losses[self._first:]).mean().item()   # batches may differ in size: AvgStatsCallback takes that into account
         self.history.append(row | {'seconds': time.perf_counter() - self._start})
 
     @property
@@ -131,19 +137,24 @@ class Recorder(Callback):
 
     def rows(self) -> list[dict]:
         "A row for each batch: its number, the last group's learning rate, the loss"
-        return [dict(batch=i, lr=lr, loss=loss.item()) for i, (lr, loss) in enumerate(zip(self.lrs[-1], self.losses))]
+        return [dict(batch=i, lr=lr, loss=loss.item()) for i, (lr, loss) in enumerate(zip(self.lrs[-1], self.losses))] if self._losses else []
+
+    def _recorded(self, skip_last):
+        if not self._losses: raise ValueError("Recorder: nothing has been recorded yet: give it to a runner, and fit")
+        return max(len(self._losses) - skip_last, 0)
 
     def plot_lr(self,
         pgid:int=-1, # Which parameter group
     ): # The matplotlib axes
         "Draw the learning rate of each batch"
+        self._recorded(0)
         return _plot(range(len(self.lrs[pgid])), self.lrs[pgid], 'batch', 'learning rate')
 
     def plot_loss(self,
         skip_last:int=0, # How many batches to leave out at the end
     ): # The matplotlib axes
         "Draw the loss of each batch"
-        losses = self.losses[:len(self._losses) - skip_last]
+        losses = self.losses[:self._recorded(skip_last)]
         return _plot(range(len(losses)), losses, 'batch', 'loss')
 
     def plot(self,
@@ -151,7 +162,7 @@ class Recorder(Callback):
         pgid:int=-1,     # Which parameter group's learning rate
     ): # The matplotlib axes
         "Draw the loss against the learning rate, on a logarithmic axis"
-        n = len(self._losses) - skip_last
+        n = self._recorded(skip_last)
         ax = _plot(self.lrs[pgid][:n], self.losses[:n], 'learning rate', 'loss')
         ax.set_xscale('log')
         return ax
@@ -190,10 +201,13 @@ class LRSchedulerCallback(Callback):
 
     def begin_fit(self):
         is_made = hasattr(self.sched_func, 'step') and not isinstance(self.sched_func, type)
+        if not is_made:
+            for pg in self.opt.param_groups: pg.pop('initial_lr', None)   # an earlier scheduler's, which this one would take for its own
         self.sched = self.sched_func if is_made else self.sched_func(self.opt)
-        if self.sched.optimizer is not self.opt: raise ValueError("LRSchedulerCallback: this scheduler is another optimizer's: pass a function, such as partial(OneCycleLR, max_lr=1.)")
+        if self.sched.optimizer is not self.opt: raise ValueError("LRSchedulerCallback: this scheduler is another optimizer's: pass a function, such as partial(ExponentialLR, gamma=0.9)")
         self._by_loss = isinstance(self.sched, optim.lr_scheduler.ReduceLROnPlateau)
-        if self._by_loss and not hasattr(self.run, 'avg_stats'): raise ValueError("LRSchedulerCallback: ReduceLROnPlateau looks at the validation loss: add an AvgStatsCallback")
+        if self._by_loss and (self.per_batch or self.data.valid_dl is None or not hasattr(self.run, 'avg_stats')):
+            raise ValueError("LRSchedulerCallback: ReduceLROnPlateau looks at the validation loss after each epoch: it needs per_batch=False, validation batches and an AvgStatsCallback")
 
     def after_batch(self):
         if self.in_train and self.per_batch: self.sched.step()
@@ -202,29 +216,37 @@ class LRSchedulerCallback(Callback):
         if self.per_batch: return
         self.sched.step(*([self.avg_stats.valid_stats.avg_stats[0]] if self._by_loss else []))
 
-# %% ../nbs/05_lr_finder.ipynb #8e1376b8
+# %% ../nbs/05_lr_finder.ipynb #95a84922
 class _Snapshot:
     "A copy of all that training changes: parameters, gradients, buffers, modes, optimizer, random number generators"
     def __init__(self, learn:Learner):
         self.learn = learn
-        modules = list(learn.model.modules()) if isinstance(learn.model, nn.Module) else []
+        modules = [m for part in (learn.model, learn.loss_func) if isinstance(part, nn.Module) for m in part.modules()]
         self.modes = [(m, m.training) for m in modules]
-        self.tensors = [(ns, k, t, None if t is None else t.detach().clone(), None if t is None or t.grad is None else t.grad.clone())
-                        for m in modules for ns in (m._parameters, m._buffers) for k, t in ns.items()]
+        self.places = [(ns, k, t) for m in modules for ns in (m._parameters, m._buffers) for k, t in ns.items()]
+        tensors = [t for _, _, t in self.places if t is not None] + [p for pg in learn.opt.param_groups for p in pg['params']]   # a parameter need not be a module's
+        self.tensors = [(t, t.detach().clone(), None if t.grad is None else t.grad.clone()) for t in {id(t): t for t in tensors}.values()]
         self.groups = [{k: copy.deepcopy(v) for k, v in pg.items() if k != 'params'} for pg in learn.opt.param_groups]
         self.state = {p: copy.deepcopy(s) for p, s in learn.opt.state.items()}
         self.rng, self.python = torch.get_rng_state(), random.getstate()
         self.numpy = sys.modules['numpy'].random.get_state() if 'numpy' in sys.modules else None
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None   # asking would initialise it, and cost memory
         self.mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
         self.generators = [(g, g.get_state()) for g in _generators(learn.data)]
+        self.workers = [dl for dl in (learn.data.train_dl, learn.data.valid_dl) if getattr(dl, '_iterator', self) is None]   # persistent ones, not started yet
 
     def restore(self):
-        "Put everything back, the same objects with their former contents"
+        "Put everything back, the same objects with their former contents; Ctrl-C has to wait"
+        try: self._restore()
+        except KeyboardInterrupt: self._restore(); raise
+
+    def _restore(self):
         for m, mode in self.modes: m.training = mode
-        for ns, k, t, value, grad in self.tensors:
-            if t is not None: t.data, t.grad = value.clone(), grad
-            ns[k] = t
+        for ns, k, t in self.places: ns[k] = t
+        for t, value, grad in self.tensors:
+            if t.device == value.device and t.shape == value.shape and t.dtype == value.dtype: t.data.copy_(value)
+            else: t.data = value.clone()
+            t.grad = grad
         opt = self.learn.opt
         for pg, former in zip(opt.param_groups, self.groups):
             for k in [k for k in pg if k != 'params' and k not in former]: del pg[k]
@@ -234,8 +256,10 @@ class _Snapshot:
         torch.set_rng_state(self.rng); random.setstate(self.python)
         if self.numpy is not None: sys.modules['numpy'].random.set_state(self.numpy)
         if self.cuda is not None: torch.cuda.set_rng_state_all(self.cuda)
+        elif torch.cuda.is_initialized(): torch.cuda.manual_seed_all(torch.initial_seed())   # as if it were first used now
         if self.mps is not None: torch.mps.set_rng_state(self.mps)
         for g, state in self.generators: g.set_state(state)
+        for dl in self.workers: dl._iterator = None
 
 def _generators(data) -> list[torch.Generator]:
     "The random number generators that the data's loaders have of their own"
@@ -246,9 +270,10 @@ def _generators(data) -> list[torch.Generator]:
             if isinstance(g, torch.Generator) and not any(g is f for f in found): found.append(g)
     return found
 
+# %% ../nbs/05_lr_finder.ipynb #6c7fe5a1
 class LR_Find(Callback):
     "Trains with a learning rate that grows from `min_lr` to `max_lr`, stops at `max_iter` steps or when the loss explodes, and puts everything back (Smith 2015, arXiv 1506.01186)"
-    _order = 1
+    _order = 5  # after a scheduler
     def __init__(self,
         max_iter:int=100,    # Number of steps, at least 2
         min_lr:float=1e-6,   # Learning rate of the first step; of the last parameter group, others keep their ratio to it
@@ -266,7 +291,7 @@ class LR_Find(Callback):
         base = self.opt.param_groups[-1]['lr']
         self._ratios = [pg['lr']/base if base else 1. for pg in self.opt.param_groups]
         self.sweep_lrs, self.sweep_losses, self.smoothed, self.stopped, self._avg, self.best_loss = [], [], [], '', 0., math.inf
-        self.run.epochs = sys.maxsize   # the data are cycled until the sweep is over
+        self._epochs, self.run.epochs = self.epochs, sys.maxsize   # the data are cycled until the sweep is over
 
     def begin_epoch(self):
         if self.epoch and len(self.sweep_lrs) == self._done_before: self.stopped = 'a whole epoch passed without a completed batch'; raise CancelTrainException()
@@ -277,14 +302,14 @@ class LR_Find(Callback):
     def begin_batch(self):
         if not self.in_train: return
         if self.stopped: raise CancelTrainException()
-        lr = sched_exp(self.min_lr, self.max_lr)(len(self.sweep_lrs)/(self.max_iter-1))
-        for pg, ratio in zip(self.opt.param_groups, self._ratios): pg['lr'] = lr*ratio
+        self._lr = sched_exp(self.min_lr, self.max_lr)(len(self.sweep_lrs)/(self.max_iter-1))
+        for pg, ratio in zip(self.opt.param_groups, self._ratios): pg['lr'] = self._lr*ratio
 
     def after_batch(self):
         if not self.in_train: return
         loss = self.loss.item()   # waits for the device, at each step: to stop in time, the loss has to be known
         if not math.isfinite(loss): self.stopped = f'the loss is {loss}'; return
-        self.sweep_lrs.append(self.opt.param_groups[-1]['lr']); self.sweep_losses.append(loss)
+        self.sweep_lrs.append(self._lr); self.sweep_losses.append(loss)
         n = len(self.sweep_lrs)
         self._avg = self.beta*self._avg + (1-self.beta)*loss
         self.smoothed.append(self._avg/(1-self.beta**n))   # divided by the sum of all weights so far, so that the start is not drawn towards 0
@@ -298,6 +323,7 @@ class LR_Find(Callback):
         return loss > 10*best if min(self.sweep_losses) > 0 else loss - best > 10*max(abs(best), abs(self.sweep_losses[0] - best))
 
     def after_fit(self):
+        self.run.epochs = self._epochs
         if self._snapshot is not None: self._snapshot.restore()
         self._snapshot = None
 
@@ -320,17 +346,19 @@ class LRFindResult:
         self.suggestions['steepest'] = x[torch.gradient(y, spacing=(x,))[0].argmin()].exp().item()
 
     def _descent(self) -> tuple[int, int]:
-        "First and last step of the deepest uninterrupted descent of the smoothed loss; the same step twice if it is no deeper than noise"
+        "First and last step of the deepest uninterrupted descent of the smoothed loss before its minimum; the same step twice if it is no deeper than noise"
         start, best = 0, (0., 0, 0)
-        for i in range(1, len(self.smoothed)):
+        bottom = min(range(len(self.smoothed)), key=self.smoothed.__getitem__, default=0)   # what falls behind it comes down from an explosion
+        for i in range(1, bottom + 1):
             if self.smoothed[i] >= self.smoothed[i-1]: start = i
             best = max(best, (self.smoothed[start] - self.smoothed[i], start, i))
-        first = torch.tensor(self.losses[:max(5, len(self.losses)//10)], dtype=torch.float64)   # with these rates nothing is learned yet: it is all noise
-        return best[1:] if best[0] > 2*first.std() else (0, 0)
+        first = torch.tensor(self.losses[:max(5, len(self.losses)//10)], dtype=torch.float64)
+        noise = first.diff().std().item()/math.sqrt(2)   # of differences, so that a slope does not count as noise
+        return best[1:] if best[0] > 2*noise else (0, 0)
 
     @property
     def suggestion(self) -> float|None:
-        "The learning rate of the valley; None if the loss never fell"
+        "The learning rate of the valley; None if the loss did not fall by more than its noise"
         return self.suggestions['valley']
 
     def __repr__(self):
@@ -367,6 +395,8 @@ def lr_find(
     find, snapshot = LR_Find(max_iter, min_lr, max_lr, beta, restore=False), _Snapshot(learn)
     try: Runner([*listify(cbs), find]).fit(1, learn)
     finally: snapshot.restore()
-    if len(find.sweep_lrs) < 2:
-        raise ValueError(f"lr_find: {find.stopped or 'the sweep was cancelled'} at step {len(find.sweep_lrs) + 1}, with a learning rate of {min_lr:.1g}: this is not the learning rate's fault. Check the data and the model")
+    n = len(find.sweep_lrs)
+    if n < 2:
+        advice = "this is not the learning rate's fault. Check the data and the model" if n == 0 else "one step has been enough to ruin it. Start from a smaller min_lr"
+        raise ValueError(f"lr_find: {find.stopped or 'the sweep was cancelled'} at step {n + 1}, with a learning rate of {getattr(find, '_lr', min_lr):.1g}: {advice}")
     return LRFindResult(find.sweep_lrs, find.sweep_losses, find.smoothed, find.stopped)
