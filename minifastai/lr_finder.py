@@ -285,12 +285,15 @@ class LR_Find(Callback):
         if not 0 < min_lr < max_lr: raise ValueError(f"LR_Find: the learning rate has to grow from a positive value: {min_lr} to {max_lr} does not")
         if not 0 <= beta < 1: raise ValueError(f"LR_Find: beta is between 0 and 1, not {beta}")
         self.max_iter, self.min_lr, self.max_lr, self.beta, self.restore = max_iter, min_lr, max_lr, beta, restore
+        self._begin()
+
+    def _begin(self): self.sweep_lrs, self.sweep_losses, self.smoothed, self.stopped, self._avg, self.best_loss = [], [], [], '', 0., math.inf
 
     def begin_fit(self):
         self._snapshot = _Snapshot(self.learn) if self.restore else None
         base = self.opt.param_groups[-1]['lr']
         self._ratios = [pg['lr']/base if base else 1. for pg in self.opt.param_groups]
-        self.sweep_lrs, self.sweep_losses, self.smoothed, self.stopped, self._avg, self.best_loss = [], [], [], '', 0., math.inf
+        self._begin()
         self._epochs, self.run.epochs = self.epochs, sys.maxsize   # the data are cycled until the sweep is over
 
     def begin_epoch(self):
@@ -353,7 +356,7 @@ class LRFindResult:
             if self.smoothed[i] >= self.smoothed[i-1]: start = i
             best = max(best, (self.smoothed[start] - self.smoothed[i], start, i))
         first = torch.tensor(self.losses[:max(5, len(self.losses)//10)], dtype=torch.float64)
-        noise = first.diff().std().item()/math.sqrt(2)   # of differences, so that a slope does not count as noise
+        noise = first.diff().std(correction=0).item()/math.sqrt(2)   # of differences, so that a slope does not count as noise
         return best[1:] if best[0] > 2*noise else (0, 0)
 
     @property

@@ -174,7 +174,7 @@ def test_any_setting_and_any_group():
 def test_schedulers_of_other_optimizers_are_refused():
     other = optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     with pytest.raises(ValueError, match="another optimizer's"): Runner(LRSchedulerCallback(optim.lr_scheduler.StepLR(other, 1))).fit(1, tiny_learner())
-    with pytest.raises(ValueError, match='add an AvgStatsCallback'): Runner(LRSchedulerCallback(optim.lr_scheduler.ReduceLROnPlateau, per_batch=False)).fit(1, tiny_learner())
+    with pytest.raises(ValueError, match='and an AvgStatsCallback'): Runner(LRSchedulerCallback(optim.lr_scheduler.ReduceLROnPlateau, per_batch=False)).fit(1, tiny_learner())
 
 
 def test_recorder_counts_completed_batches_only(tmp_path):
@@ -194,3 +194,102 @@ def test_recorder_counts_completed_batches_only(tmp_path):
         assert len(rec.plot(skip_last=skip).lines[-1].get_xdata()) == n and len(rec.plot_loss(skip_last=skip).lines[-1].get_xdata()) == n
         plt.close()
     copy.deepcopy(rec)
+
+
+def test_restores_what_is_not_the_models_alone():
+    "Parameters that only the optimizer knows, a loss with state, memory that is shared"
+    class Loss(nn.Module):
+        def __init__(self): super().__init__(); self.register_buffer('seen', torch.zeros(()))
+        def forward(self, p, y): self.seen += 1; return F.cross_entropy(p*temperature, y)
+
+    temperature, flat = nn.Parameter(torch.ones(())), torch.randn(12)
+    model = nn.Linear(4, 3, bias=False)
+    model.weight.data = flat.view(3, 4)
+    model.register_buffer('same', model.weight.detach())
+    model.share_memory()
+    before = model.weight.detach().clone()
+    learn = tiny_learner(model=model, loss_func=Loss())
+    learn.opt = optim.SGD([*model.parameters(), temperature], lr=0.1)
+    first = lr_find(learn).losses
+    assert temperature == 1 and learn.loss_func.seen == 0 and torch.equal(model.weight, before)
+    assert model.same.data_ptr() == model.weight.data_ptr() and model.weight.is_shared()
+    assert lr_find(learn).losses == first
+
+
+def test_with_workers_that_stay():
+    "A loader that keeps its workers starts them anew after the finder"
+    ds = torch.utils.data.TensorDataset(torch.randn(24, 4), torch.randint(3, (24,)))
+    def after(meddle):
+        torch.manual_seed(5)
+        dl = torch.utils.data.DataLoader(ds, 8, shuffle=True, num_workers=1, persistent_workers=True)
+        learn = tiny_learner()
+        learn.data = DataBunch(dl)
+        meddle(learn)
+        Runner().fit(1, learn)
+        return learn.model.weight.detach()
+    assert torch.equal(after(lambda learn: None), after(lambda learn: lr_find(learn, max_iter=5)))
+
+
+def test_random_numbers_of_a_gpu_that_is_first_used_by_the_finder(monkeypatch):
+    "As if it had not been used: seeded with the seed that it would have been seeded with"
+    seeded = []
+    learn = tiny_learner()
+    class Uses(Callback):
+        def begin_fit(self): monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: False)
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeded.append)
+    torch.manual_seed(77); seeded.clear()
+    lr_find(learn, cbs=Uses(), max_iter=5)
+    assert seeded == [77]
+
+
+def test_ctrl_c_while_restoring_waits(monkeypatch):
+    from minifastai import lr_finder
+    learn = tiny_learner(opt_func=partial(optim.SGD, lr=0.1, momentum=0.9))
+    before, calls, restore = copy.deepcopy(learn.model.state_dict()), [], lr_finder._Snapshot._restore
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == 1: raise KeyboardInterrupt
+        restore(self)
+    monkeypatch.setattr(lr_finder._Snapshot, '_restore', interrupted)
+    with pytest.raises(KeyboardInterrupt): lr_find(learn)
+    assert len(calls) == 2 and all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_no_scheduler_disturbs_the_sweep():
+    for other in (ParamScheduler('lr', sched_no(0.1)), LRSchedulerCallback(partial(optim.lr_scheduler.ExponentialLR, gamma=0.5))):
+        for cbs in ([LR_Find(), other], [other, LR_Find()]):
+            run = Runner([*cbs, Recorder()])
+            run.fit(3, tiny_learner())
+            assert run.lr_find.sweep_lrs == run.recorder.lrs[-1] and run.lr_find.sweep_lrs[1] > run.lr_find.sweep_lrs[0] and run.epochs == 3
+
+
+def test_what_comes_down_from_an_explosion_is_no_suggestion():
+    rng = random.Random(1)
+    for _ in range(50):
+        n, peak = rng.randrange(10, 40), rng.uniform(4, 30)
+        level, fall, up = [2.3 + rng.gauss(0, 0.002) for _ in range(n)], [2.3 - 0.05*i for i in range(1, 12)], [2 + peak*i/8 for i in range(8)]
+        smoothed = level + fall + up + up[::-1]
+        lrs = [1e-4*1.15**i for i in range(len(smoothed))]
+        for lr in LRFindResult(lrs, smoothed, smoothed, '').suggestions.values(): assert lrs[n-2] < lr < lrs[n + 11]
+
+
+def test_records_and_schedulers_in_odd_cases():
+    run = Runner(Recorder())
+    with pytest.raises(ValueError, match='nothing has been recorded'): run.recorder.plot()
+    assert run.recorder.rows() == [] and run.recorder.losses == []
+    run.fit(1, tiny_learner())
+    for skip, n in ((0, 3), (2, 1), (3, 0), (4, 0), (100, 0)): assert len(run.recorder.plot(skip).lines[-1].get_xdata()) == len(run.recorder.plot_loss(skip).lines[-1].get_xdata()) == n
+    assert 'mean_batch_loss' in run.recorder.history[0] and 'train_loss' not in run.recorder.history[0]
+    plateau = optim.lr_scheduler.ReduceLROnPlateau
+    with pytest.raises(ValueError, match='per_batch=False'): Runner([AvgStatsCallback(), LRSchedulerCallback(plateau)]).fit(1, tiny_learner())
+    learn = tiny_learner(); learn.data.valid_dl = None
+    with pytest.raises(ValueError, match='validation batches'): Runner([AvgStatsCallback(), LRSchedulerCallback(plateau, per_batch=False)]).fit(1, learn)
+    with pytest.raises(TypeError, match=r'sched_no\(0.1\)'): Runner(ParamScheduler('lr', 0.1)).fit(1, tiny_learner())
+    learn, run = tiny_learner(), Runner([Recorder(), ParamScheduler('lr', (f for f in [sched_no(0.3)]))])
+    for _ in range(2): run.fit(1, learn); assert run.recorder.lrs == [[0.3]*3]
+    learn = tiny_learner()
+    for start in (0.1, 0.025):   # a second fit goes on from where the first one ended
+        run = Runner([Recorder(), LRSchedulerCallback(partial(optim.lr_scheduler.LambdaLR, lr_lambda=lambda i: 0.5**i), per_batch=False)])
+        run.fit(2, learn)
+        assert run.recorder.lrs[0][0] == pytest.approx(start)
