@@ -6,11 +6,15 @@
 __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init', 'EVENTS', 'AvgStats',
            'AvgStatsCallback', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException',
            'Learner', 'ProgressCallback', 'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner',
-           'get_model', 'listify', 'minifastai_lr_find', 'minifastai_train', 'BatchSampler', 'DataBunch', 'Dataset',
-           'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx', 'show_images',
-           'binomial_decode', 'binomial_loss', 'exact_match', 'LR_Find', 'LRFindResult', 'LRSchedulerCallback',
-           'ParamScheduler', 'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find', 'sched_cos', 'sched_exp',
-           'sched_lin', 'sched_no', 'write_csv']
+           'get_model', 'listify', 'minifastai_lr_find', 'minifastai_train', 'BatchTransformXCallback', 'CudaCallback',
+           'GeneralRelu', 'Lambda', 'act_gain', 'conv2d', 'conv_layer', 'default_device', 'flatten', 'get_cnn_layers',
+           'get_cnn_model', 'get_learn_run', 'get_runner', 'init_cnn', 'mnist_resize', 'view_tfm', 'BatchSampler',
+           'DataBunch', 'Dataset', 'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx',
+           'show_images', 'ActivationStats', 'Hook', 'Hooks', 'ListContainer', 'append_stats', 'children', 'get_hist',
+           'get_min', 'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'summary', 'binomial_decode',
+           'binomial_loss', 'exact_match', 'LR_Find', 'LRFindResult', 'LRSchedulerCallback', 'ParamScheduler',
+           'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find', 'sched_cos', 'sched_exp', 'sched_lin',
+           'sched_no', 'write_csv']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -26,7 +30,11 @@ from torch.nn import init
 from .callbacks import (EVENTS, AvgStats, AvgStatsCallback, Callback, CancelBatchException, CancelEpochException, CancelTrainException, Learner,
     ProgressCallback, Runner, TrainEvalCallback, accuracy, camel2snake, create_learner, get_model, listify)
 from .cli import minifastai_lr_find, minifastai_train
+from .cnn import (BatchTransformXCallback, CudaCallback, GeneralRelu, Lambda, act_gain, conv2d, conv_layer, default_device, flatten,
+    get_cnn_layers, get_cnn_model, get_learn_run, get_runner, init_cnn, mnist_resize, view_tfm)
 from .data import (BatchSampler, DataBunch, Dataset, find_mnist, get_data, get_dls, normalize, normalize_to, parse_idx, show_images)
+from .hooks import (ActivationStats, Hook, Hooks, ListContainer, append_stats, children, get_hist, get_min,
+    plot_activations, plot_dead, plot_hists, plot_stats, summary)
 from .losses import binomial_decode, binomial_loss, exact_match
 from .lr_finder import (LR_Find, LRFindResult, LRSchedulerCallback, ParamScheduler, Recorder, combine_scheds, cos_1cycle_anneal, lr_find,
     sched_cos, sched_exp, sched_lin, sched_no, write_csv)
@@ -35,7 +43,11 @@ _all_ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 
     'EVENTS', 'AvgStats', 'AvgStatsCallback', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException', 'Learner',
     'ProgressCallback', 'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner', 'get_model', 'listify',
     'minifastai_lr_find', 'minifastai_train',
+    'BatchTransformXCallback', 'CudaCallback', 'GeneralRelu', 'Lambda', 'act_gain', 'conv2d', 'conv_layer', 'default_device', 'flatten',
+    'get_cnn_layers', 'get_cnn_model', 'get_learn_run', 'get_runner', 'init_cnn', 'mnist_resize', 'view_tfm',
     'BatchSampler', 'DataBunch', 'Dataset', 'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx', 'show_images',
+    'ActivationStats', 'Hook', 'Hooks', 'ListContainer', 'append_stats', 'children', 'get_hist', 'get_min',
+    'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'summary',
     'binomial_decode', 'binomial_loss', 'exact_match',
     'LR_Find', 'LRFindResult', 'LRSchedulerCallback', 'ParamScheduler', 'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find',
     'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'write_csv']

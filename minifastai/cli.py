@@ -13,16 +13,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastcore.script import CliError, call_parse
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 from .callbacks import AvgStatsCallback, Learner, ProgressCallback, Runner, accuracy
+from .cnn import conv_layer, default_device, get_cnn_model, init_cnn
 from .data import DataBunch, Dataset, find_mnist, get_data, get_dls, normalize
 from .lr_finder import Recorder, lr_find, write_csv
-
-# %% ../nbs/90_cli.ipynb #186cabe8
-def _lesson_cnn(c:int) -> nn.Module:
-    "The lesson's network for images (N, 1, 28, 28), with `c` outputs"
-    def conv(ni, nf, ks): return nn.Conv2d(ni, nf, ks, stride=2, padding=ks//2), nn.ReLU()
-    return nn.Sequential(*conv(1, 8, 5), *conv(8, 16, 3), *conv(16, 32, 3), *conv(32, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, c))
 
 # %% ../nbs/90_cli.ipynb #585f2f23
 _no_mnist = ("MNIST is not on this machine and could not be downloaded: training on scikit-learn's embedded digits instead. "
@@ -81,6 +76,7 @@ def _figures(batches:list[dict], epochs:list[dict]) -> dict:
     return figs
 
 # %% ../nbs/90_cli.ipynb #37531e42
+_network = dict(nfs=[8, 16, 32, 32], layer=conv_layer, leak=0.1, sub=0.4, maxv=6.)   # chapter 06's
 _defaults = {'mnist': dict(epochs=8, bs=512), 'digits': dict(epochs=20, bs=64)}
 _files = ('history.csv', 'batches.csv', 'model.safetensors', 'losses.png', 'learning_rate.png', 'accuracy.png')
 _sweep_files = ('lr_find.csv', 'lr_find.png')
@@ -107,7 +103,7 @@ def _learner(dataset:str, data:str|None, bs:int|None, lr:float, momentum:float, 
     if not 0 < lr < float('inf'): raise ValueError(f"--lr has to be above 0, not {lr}")
     if not 0 <= momentum < 1: raise ValueError(f"--momentum has to be at least 0 and below 1, not {momentum}")
     if not 0 <= seed < 2**63: raise ValueError(f"--seed has to be between 0 and 2**63-1, not {seed}")
-    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'))
+    device = torch.device(device or default_device())
     if device.type == 'meta': raise ValueError("--device meta computes nothing: choose cpu, cuda or mps")
     torch.empty(0, device=device)
     name, (x_train, y_train, x_valid, y_valid) = _data_for(dataset, data)
@@ -115,8 +111,11 @@ def _learner(dataset:str, data:str|None, bs:int|None, lr:float, momentum:float, 
     torch.manual_seed(seed)
     m, s, c = x_train.mean(), x_train.std(), int(y_train.max()) + 1
     train, valid = (Dataset(normalize(x, m, s).view(-1, 1, 28, 28).to(device), y.to(device)) for x, y in ((x_train, y_train), (x_valid, y_valid)))
-    model = _lesson_cnn(c).to(device)
-    learn = Learner(model, optim.SGD(model.parameters(), lr=lr, momentum=momentum), F.cross_entropy, DataBunch(*get_dls(train, valid, bs), c))
+    data = DataBunch(*get_dls(train, valid, bs), c)
+    model = get_cnn_model(data, **_network)
+    init_cnn(model)
+    model.to(device)
+    learn = Learner(model, optim.SGD(model.parameters(), lr=lr, momentum=momentum), F.cross_entropy, data)
     print(f"{name}: {len(train):,} training and {len(valid):,} validation images; {sum(p.numel() for p in model.parameters()):,} parameters; batches of {bs} on {device}", flush=True)
     return learn, dict(dataset=name, mean=m.item(), std=s.item(), bs=bs, lr=lr, momentum=momentum, seed=seed)
 

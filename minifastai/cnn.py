@@ -14,8 +14,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
-from torch.nn import init
 from .callbacks import Callback, Learner, Runner, listify
+from .data import DataBunch
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #fc16258d
 class Lambda(nn.Module):
@@ -118,7 +118,7 @@ def _check_images(c, model, args):
         raise ValueError(f"This network takes images of shape (N, {c}, H, W), but was given {tuple(args[0].shape)}. To give rows of pixels their shape back: BatchTransformXCallback(view_tfm({c}, H, W))")
 
 def get_cnn_layers(
-    data:'DataBunch',      # Has the number of classes, `c`, and the images
+    data:DataBunch,      # Has the number of classes, `c`, and the images
     nfs:Sequence[int],     # Channels of each convolution
     layer:Callable=conv2d, # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`
     n_in:int|None=None,    # Channels of the images; by default read off the data
@@ -133,7 +133,7 @@ def get_cnn_layers(
     return [*convs, nn.AdaptiveAvgPool2d(1), Lambda(flatten), nn.Linear(nfs[-1], data.c)]
 
 def get_cnn_model(
-    data:'DataBunch',      # Has the number of classes, `c`, and the images
+    data:DataBunch,      # Has the number of classes, `c`, and the images
     nfs:Sequence[int],     # Channels of each convolution
     layer:Callable=conv2d, # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`
     n_in:int|None=None,    # Channels of the images; by default read off the data
@@ -147,7 +147,7 @@ def get_cnn_model(
 
 def get_runner(
     model:nn.Module,                # What to train
-    data:'DataBunch',               # Training and validation batches
+    data:DataBunch,               # Training and validation batches
     lr:float=0.6,                   # Learning rate
     cbs=None,                       # Callbacks, or functions that make one, such as their classes; one or several
     opt_func:Callable|None=None,    # Makes the optimizer, called as `opt_func(parameters, lr=lr)`; by default `optim.SGD`
@@ -221,7 +221,7 @@ def init_cnn(
 ):
     "Kaiming initialisation of every convolution, with the gain of the activation function before it; biases become 0 (He and others 2015, arXiv 1502.01852)"
     gain = 1.
-    for l in m.modules():
+    for _, l in m.named_modules(remove_duplicate=False):   # one activation function may stand in several places
         if isinstance(l, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             std = gain/math.sqrt(l.weight[0].numel())
             if uniform: l.weight.uniform_(-std*math.sqrt(3), std*math.sqrt(3))
@@ -232,7 +232,7 @@ def init_cnn(
 
 def get_learn_run(
     nfs:Sequence[int],   # Channels of each convolution
-    data:'DataBunch',    # Training and validation batches
+    data:DataBunch,    # Training and validation batches
     lr:float,            # Learning rate
     layer:Callable,      # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`, such as `conv_layer`
     cbs=None,            # Callbacks, or functions that make one, such as their classes; one or several

@@ -7,7 +7,7 @@ __all__ = ['children', 'Hook', 'ListContainer', 'Hooks', 'append_stats', 'get_hi
 
 # %% ../nbs/modules/00_hooks.ipynb #2baabb17
 import fnmatch, math, operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 import torch
 from torch import Tensor, nn
@@ -110,18 +110,22 @@ def _plateau(mod):
 
 def _keep_stats(hook, mod, outp, bins=68, lo=-7., hi=10., plateau=None, tol=0.05):
     if not hasattr(hook, 'stats'):
-        hook.stats, hook.dead, hook.range = ([], [], []), [], (bins, lo, hi)
+        hook.stats, hook.dead, hook.range, hook.scratch = ([], [], []), [], (bins, lo, hi), None
         hook.plateau = _plateau(mod) if plateau is None else plateau
     x = _tensor(outp, hook).reshape(-1).float()
     n = len(x)
     means, stds, hists = hook.stats
     means.append(x.mean())
-    d = x - means[-1]
-    stds.append(torch.linalg.vector_norm(d)/math.sqrt(max(n - 1, 1)))   # twice as fast as x.std(), and as exact
-    every = next(k for k in range(max(n//50_000, 1), n + 2) if math.gcd(k, n) == 1)
+    if x.device.type == 'cpu' and hook.scratch is not None and len(hook.scratch) == n: d = hook.scratch
+    else: d = torch.empty_like(x)
+    torch.sub(x, means[-1], out=d)
+    stds.append((torch.dot(d, d)/max(n - 1, 1)).sqrt())   # half the time of x.std(), as exact
+    every = next(k for k in range(max(n//5_000, 1), n + 2) if math.gcd(k, n) == 1)
     w = (hi-lo)/bins
     hists.append(x[::every].clamp(lo - w/2, hi + w/2).histc(bins + 2, lo - w, hi + w)*every)   # a bin more on each side for what is out of range
-    hook.dead.append(torch.sub(x, hook.plateau, out=d).abs_().le_(tol).mean())
+    d = torch.sub(x, hook.plateau, out=d).abs_() if hook.plateau else torch.abs(x, out=d)
+    hook.dead.append(d.le_(tol).mean())   # in place: a tensor of bools takes four times as long to count
+    if x.device.type == 'cpu': hook.scratch = d    # on a CPU, getting so much memory anew takes longer than all the rest
 
 def append_stats(
     hook:Hook,     # Gets the lists `stats`, of means, standard deviations and histograms, and `dead`, of shares
@@ -159,7 +163,7 @@ def _seen(hooks):
 def _lines(ax, hooks, values, first, what):
     from matplotlib import colormaps
     for i, h in enumerate(hooks):
-        ax.plot(torch.stack(values(h)[:first]).cpu(), color=colormaps['viridis'](i/max(len(hooks) - 1, 1)*0.9), ls=('-', '--', '-.', ':')[i % 4], lw=1.3, label=h.name)
+        ax.plot(torch.stack(values(h)[:first]).cpu(), color=colormaps['viridis'](i/max(len(hooks) - 1, 1)*0.8), ls=('-', '--', '-.', ':')[i % 4], lw=1.3, label=h.name)
     ax.set(xlabel='batch', ylabel=what)
 
 def plot_stats(
@@ -174,13 +178,22 @@ def plot_stats(
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right center', fontsize=8, ncols=1 + len(hooks)//16)
     return axs
 
-def _hist(ax, h):
+def _hist(ax, h, ylim=None):
     bins, lo, hi = h.range
     w = (hi-lo)/bins
     image = ax.imshow(get_hist(h), origin='lower', aspect='auto', cmap='viridis', interpolation='nearest', extent=(0, len(h.dead), lo - w, hi + w))
     for edge in (lo, hi): ax.axhline(edge, color='white', lw=0.5, ls=':')
-    ax.set(xlabel='batch', ylabel='activation')
+    ax.set(xlabel='batch', ylabel='activation', ylim=ylim or _reach([h]))
     return image
+
+def _reach(hooks):
+    "From the lowest to the highest bin that has ever held anything"
+    lows, highs = [], []
+    for h in hooks:
+        bins, lo, hi = h.range
+        held = torch.stack(h.stats[2], 1).amax(1).nonzero()[:, 0].tolist() or [0, bins + 1]
+        lows.append(lo + (held[0]-1)*(hi-lo)/bins); highs.append(lo + held[-1]*(hi-lo)/bins)
+    return min(lows), max(highs)
 
 def _dead(ax, h):
     ax.plot(get_min(h), color='#D55E00'); ax.fill_between(range(len(h.dead)), get_min(h), color='#D55E00', alpha=0.2)
@@ -201,7 +214,7 @@ def plot_hists(
     "Draw each layer's histogram over the training batches: brighter means more, on a logarithmic scale; beyond the dotted lines all that is out of range"
     hooks = _seen(hooks)
     fig, axs = _grid(hooks, 2.4)
-    for ax, h in zip(axs, hooks): image = _hist(ax, h); ax.label_outer()
+    for ax, h in zip(axs, hooks): image = _hist(ax, h, _reach(hooks)); ax.label_outer()
     fig.colorbar(image, ax=axs.tolist(), label='log(1 + count)')
     return axs
 
@@ -225,7 +238,8 @@ def plot_activations(
         for values, color, ls, label in ((h.stats[0], '#0072B2', '-', 'mean'), (h.stats[1], '#E69F00', '--', 'std')): row[0].plot(torch.stack(values).cpu(), color=color, ls=ls, label=label)
         _hist(row[1], h); _dead(row[2], h)
         row[0].set_ylabel(h.name, fontsize=9)
-        for ax in row: ax.label_outer(); ax.set_xlabel('batch' if row is axs[-1] else '')
+        for ax in row: ax.set(xlabel='', ylabel=ax.get_ylabel() if ax is row[0] else '')
+    for ax in axs[-1]: ax.set_xlabel('batch')
     axs[0, 0].legend(fontsize=8)
     for ax, title in zip(axs[0], ('mean and standard deviation', 'histogram (log)', 'share dead')): ax.set_title(title, fontsize=10)
     return axs

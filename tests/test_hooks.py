@@ -154,8 +154,8 @@ def test_a_histogram_from_a_sample_is_that_of_the_whole():
     h = Hook(nn.Identity(), append_stats)
     append_stats(h, nn.Identity(), None, x)
     whole = x.flatten().histc(68, -7, 10)/x.numel()
-    assert (h.stats[2][0][1:-1]/x.numel() - whole).abs().max() < 0.003
-    assert (h.stats[2][0][-1]/x.numel() - (x > 10).float().mean()).abs() < 0.003
+    assert (h.stats[2][0][1:-1]/x.numel() - whole).abs().max() < 0.01
+    assert (h.stats[2][0][-1]/x.numel() - (x > 10).float().mean()).abs() < 0.005
 
 
 def test_nan_and_infinite_activations_do_not_stop_the_training():
@@ -229,8 +229,8 @@ def test_children():
 def test_summary_of_a_residual_network(capsys):
     model = ResNet()
     model.blocks[0].eval()
-    modes, buffers, rng = [m.training for m in model.modules()], copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    summary(model, torch.randn(2, 3, 12, 12))
+    xb, modes, buffers, rng = torch.randn(2, 3, 12, 12), [m.training for m in model.modules()], copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    summary(model, xb)
     out = capsys.readouterr().out
     total, n = sum(p.numel() for p in model.parameters()), 12*12*(3*8*9 + 8*8*9*2) + 6*6*(8*16*9 + 16*16*9 + 8*16) + 16*5
     assert f'{total:,} parameters' in out and f'{n:,} multiply-adds for one item' in out and '(2, 16, 6, 6)' in out

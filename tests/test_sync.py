@@ -139,7 +139,7 @@ def test_exported_names_are_documented(name, o):
     assert doc and '\n' not in doc and len(doc) > 10, f"{name} has no one-line docstring"
     if isinstance(o, type) and (issubclass(o, Exception) or '__init__' not in vars(o)): functions = []
     else: functions = [(name, o)]
-    if isinstance(o, type): functions += [(f'{name}.{k}', f) for k, f in vars(o).items() if inspect.isfunction(f) and not k.startswith('_') and inspect.getdoc(f)]
+    if isinstance(o, type): functions += [(f'{name}.{k}', f) for k, f in vars(o).items() if inspect.isfunction(f) and not k.startswith('_') and f.__doc__]
     for what, f in functions:
         for param, d in docments(f, full=True, returns=False).items():
             if param in ('self', 'cls') or d.get('kind') == inspect.Parameter.VAR_KEYWORD: continue  # docments does not see comments beside **kwargs
