@@ -25,8 +25,8 @@ def title(text: str) -> str:
     return f'{text}\n{"=" * len(text)}\n'
 
 def source_notebooks(module: Path) -> list[str]:
-    "The notebooks that a module is exported from, by the comments that nbdev leaves in it"
-    return list(dict.fromkeys(re.findall(r'^# %% \S*?(\w+)\.ipynb', module.read_text(encoding='utf-8'), re.M)))
+    "The chapters that a module is exported from, by the comments that nbdev leaves in it; one that is the second of its chapter begins in nbs/modules"
+    return list(dict.fromkeys(re.findall(r'^# %% (?!\S*/modules/)\S*?(\w+)\.ipynb', module.read_text(encoding='utf-8'), re.M)))
 
 def entry(module, name: str) -> str:
     "The directive that documents an exported name"
