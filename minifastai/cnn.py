@@ -34,7 +34,7 @@ def flatten(
     x:Tensor, # (N, ...)
 ) -> Tensor: # (N, D)
     "One row for each item"
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 def _view(size, x):
     if math.prod(x.shape[1:]) != math.prod(size): raise ValueError(f"A batch {tuple(x.shape)} has {math.prod(x.shape[1:])} numbers for each item, and cannot be seen as (N, {', '.join(map(str, size))}), which has {math.prod(size)}")
@@ -56,21 +56,21 @@ def _to(b, device):
     if isinstance(b, dict): return {k: _to(v, device) for k, v in b.items()}
     if isinstance(b, (tuple, list)): return type(b)(*map(partial(_to, device=device), b)) if hasattr(b, '_fields') else type(b)(_to(o, device) for o in b)
     if not isinstance(b, Tensor): return b
-    if device.type == 'cuda' and b.device.type == 'cpu' and not b.is_pinned(): b = b.pin_memory()   # from pinned memory the copy runs beside the program
-    return b.to(device, non_blocking=device.type == 'cuda')
+    return b.to(device, non_blocking=device.type == 'cuda')   # from pinned memory the copy runs beside the program, else it is an ordinary one
 
 class CudaCallback(Callback):
     "Trains on a GPU: moves the model at the beginning, and each batch; where there is no GPU, it changes nothing"
     def __init__(self,
         device:str|torch.device|None=None, # Such as `'cuda:1'`, `'mps'` or `'cpu'`; by default the fastest that is there
     ):
-        self.device = default_device() if device is None else torch.device(device)
-        try: torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as e: raise ValueError(f"CudaCallback: PyTorch cannot use the device '{self.device}' here ({str(e).splitlines()[0]}); without an argument it takes {default_device()}") from e
+        try:
+            self.device = default_device() if device is None else torch.device(device)
+            if torch.empty(0, device=self.device).is_meta: raise RuntimeError('it computes nothing')
+        except (RuntimeError, AssertionError) as e: raise ValueError(f"CudaCallback: PyTorch cannot use the device '{device}' here ({str(e).splitlines()[0]}); without an argument it takes {default_device()}") from e
 
     def begin_fit(self):
         self.model.to(self.device)
-        if self.opt.state: self.opt.load_state_dict(self.opt.state_dict())   # PyTorch puts each part where its parameter is
+        if getattr(self.opt, 'state', None): self.opt.load_state_dict(self.opt.state_dict())   # PyTorch puts each part where its parameter is
 
     def begin_batch(self): self.run.xb, self.run.yb = _to(self.xb, self.device), _to(self.yb, self.device)
 
@@ -100,6 +100,7 @@ def view_tfm(
     *size:int, # The new shape of each item
 ) -> Callable: # A function of a batch (N, ...) that returns it as (N, *size), or raises a `ValueError` that names both shapes
     "A function that gives each item of a batch another shape"
+    if not size or not all(isinstance(n, int) and n > 0 for n in size): raise ValueError(f"view_tfm takes the new shape of an item, such as view_tfm(1, 28, 28), not {size}")
     return partial(_view, size)
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #68f8802f
@@ -107,15 +108,18 @@ def _channels(data) -> int:
     "The number of channels of the data's images: (C, H, W) has C, a row of pixels 1"
     dl = data.train_dl
     try: x = dl.dataset[0][0] if hasattr(getattr(dl, 'dataset', None), '__getitem__') else dl[0][0][0]
-    except (TypeError, KeyError, IndexError, AttributeError): raise ValueError("The data do not say how many channels the images have: pass n_in=1 for grey images, n_in=3 for colours") from None
+    except (TypeError, KeyError, IndexError, AttributeError, NotImplementedError): raise ValueError("The data do not say how many channels the images have: pass n_in=1 for grey images, n_in=3 for colours") from None
     shape = getattr(x, 'shape', ())
-    if len(shape) not in (1, 3): raise ValueError(f"An item of the data is of shape {tuple(shape)}, neither (C, H, W) nor a row of pixels: pass n_in=1 for grey images, n_in=3 for colours")
+    if len(shape) not in (1, 3) or (len(shape) == 3 and shape[2] < 5 <= shape[0]):
+        raise ValueError(f"An item of the data is of shape {tuple(shape)}, neither (C, H, W) nor a row of pixels: pass n_in=1 for grey images, n_in=3 for colours")
     return shape[0] if len(shape) == 3 else 1
 
 def _check_images(c, model, args):
     "Before the model's forward: are these images with `c` channels?"
-    if isinstance(args[0], Tensor) and (args[0].dim() != 4 or args[0].shape[1] != c):
+    if args and isinstance(args[0], Tensor) and (args[0].dim() != 4 or args[0].shape[1] != c):
         raise ValueError(f"This network takes images of shape (N, {c}, H, W), but was given {tuple(args[0].shape)}. To give rows of pixels their shape back: BatchTransformXCallback(view_tfm({c}, H, W))")
+
+def _is_count(n) -> bool: return hasattr(n, '__index__') and not isinstance(n, bool) and n > 0
 
 def get_cnn_layers(
     data:DataBunch,      # Has the number of classes, `c`, and the images
@@ -125,10 +129,11 @@ def get_cnn_layers(
     **kwargs,              # More arguments for `layer`
 ) -> list[nn.Module]: # The convolutions, an average over pixels, and a linear layer
     "The layers of a convolutional network for images (N, n_in, H, W) of any size"
-    nfs = listify(nfs)
-    if not nfs or not all(isinstance(n, int) and n > 0 for n in nfs): raise ValueError(f"nfs has to be a list of channel counts, such as [8, 16, 32, 32], not {nfs}")
     if not isinstance(data.c, int) or data.c < 1: raise ValueError(f"The data's number of classes is {data.c!r}: make them with DataBunch(train_dl, valid_dl, c=10), say")
-    nfs = [_channels(data) if n_in is None else n_in, *nfs]
+    nfs, n_in = listify(nfs), _channels(data) if n_in is None else n_in
+    if not nfs or not all(_is_count(n) for n in nfs): raise ValueError(f"nfs has to be a list of channel counts, such as [8, 16, 32, 32], not {nfs}")
+    if not _is_count(n_in): raise ValueError(f"n_in is a number of channels, 1 for grey images, 3 for colours, not {n_in!r}")
+    nfs = [int(n) for n in (n_in, *nfs)]
     convs = [layer(nfs[i], nfs[i+1], 5 if i == 0 else 3, **kwargs) for i in range(len(nfs) - 1)]
     return [*convs, nn.AdaptiveAvgPool2d(1), Lambda(flatten), nn.Linear(nfs[-1], data.c)]
 
@@ -140,9 +145,8 @@ def get_cnn_model(
     **kwargs,              # More arguments for `layer`
 ) -> nn.Sequential: # From (N, n_in, H, W) to (N, c)
     "A convolutional network that says so if it is given anything but images"
-    n_in = _channels(data) if n_in is None else n_in
     model = nn.Sequential(*get_cnn_layers(data, nfs, layer, n_in, **kwargs))
-    model.register_forward_pre_hook(partial(_check_images, n_in))
+    model.register_forward_pre_hook(partial(_check_images, _channels(data) if n_in is None else n_in))
     return model
 
 def get_runner(
@@ -167,7 +171,9 @@ def act_gain(
     z = torch.linspace(-12, 12, 48_001, dtype=torch.float64)
     density = torch.exp(-z*z/2)
     if isinstance(act, nn.Module): act = copy.deepcopy(act).cpu().double().eval()
-    with torch.no_grad(): return ((density*act(z)**2).sum()/density.sum()).rsqrt().item()
+    with torch.no_grad(): square = ((density*act(z)**2).sum()/density.sum()).item()
+    if not 0 < square < math.inf: raise ValueError(f"act_gain: the mean square behind {act} is {square}, which no gain can make up for")
+    return 1/math.sqrt(square)
 
 class GeneralRelu(nn.Module):
     "A ReLU with a leak, something subtracted, and a maximum"
@@ -220,15 +226,17 @@ def init_cnn(
     uniform:bool=False, # Draw weights from a uniform instead of a normal distribution?
 ):
     "Kaiming initialisation of every convolution, with the gain of the activation function before it; biases become 0 (He and others 2015, arXiv 1502.01852)"
-    gain = 1.
-    for _, l in m.named_modules(remove_duplicate=False):   # one activation function may stand in several places
+    modules = [l for _, l in m.named_modules(remove_duplicate=False)]   # one activation function may stand in several places
+    gains = {_gain_of(l) for l in modules} - {None} or {math.sqrt(2)}
+    gain, only = 1., gains.pop() if len(gains) == 1 else None
+    for l in modules:
         if isinstance(l, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             std = gain/math.sqrt(l.weight[0].numel())
             if uniform: l.weight.uniform_(-std*math.sqrt(3), std*math.sqrt(3))
             else: l.weight.normal_(0, std)
             if l.bias is not None: l.bias.zero_()
-            gain = 1.
-        else: gain = _gain_of(l) or gain
+            gain = only or 1.
+        elif only is None: gain = _gain_of(l) or gain
 
 def get_learn_run(
     nfs:Sequence[int],   # Channels of each convolution

@@ -21,6 +21,8 @@ def children(
     "The modules that `m` is made of"
     return list(m.children())
 
+def _call(f, hook, mod, inp, outp): f(hook, mod, inp, outp)   # what it returns is not to replace the module's output
+
 class Hook:
     "A function that is called after each forward computation of a module, with a place to keep results"
     def __init__(self,
@@ -31,11 +33,12 @@ class Hook:
         if not isinstance(m, nn.Module): raise TypeError(f"Only an nn.Module can be hooked, not {type(m).__name__}")
         if not callable(f): raise TypeError(f"A hook needs a function f(hook, module, inputs, output), not {type(f).__name__}")
         self.name = name or type(m).__name__
-        self.hook = m.register_forward_hook(partial(f, self))
+        self.hook = m.register_forward_hook(partial(_call, f, self))
 
     def remove(self):
         "Take the function off the module; what it kept stays here. A second time does nothing"
         self.hook.remove()
+        self.scratch = None
 
     def __enter__(self): return self
     def __exit__(self, *args): self.remove()
@@ -56,6 +59,7 @@ class ListContainer:
         if isinstance(idx, slice): return self.items[idx]
         if hasattr(idx, 'tolist'): idx = idx.tolist()
         if not isinstance(idx, (list, tuple)): return self.items[operator.index(idx)]
+        idx = [i.item() if hasattr(i, 'item') else i for i in idx]
         if any(isinstance(i, bool) for i in idx):
             if not all(isinstance(i, bool) for i in idx): raise IndexError("A mask is made of bools, and a list of positions of whole numbers: this has both")
             if len(idx) != len(self): raise IndexError(f"A mask of {len(idx)} for {len(self)} items: there has to be one bool for each")
@@ -85,7 +89,10 @@ class Hooks(ListContainer):
 
     def __enter__(self): return self
     def __exit__(self, *args): self.remove()
-    def __setitem__(self, i, o): self._remove(self.items[i]); super().__setitem__(i, o)
+    def __setitem__(self, i, o):
+        if not all(isinstance(h, Hook) for h in listify(o)): raise TypeError(f"Hooks holds hooks, not a {type(o).__name__}")
+        self._remove(self.items[i]); super().__setitem__(i, o)
+
     def __delitem__(self, i): self._remove(self.items[i]); super().__delitem__(i)
 
     def remove(self):
@@ -97,49 +104,50 @@ class Hooks(ListContainer):
         for h in listify(hooks): h.remove()
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #44157dcf
-def _tensor(outp, hook):
-    "The (first) tensor of a module's output"
-    while isinstance(outp, (tuple, list, dict)) and outp: outp = next(iter(outp.values() if isinstance(outp, dict) else outp))
-    if not isinstance(outp, Tensor): raise TypeError(f"{hook}: the output has no tensor to compute statistics of, but is of type {type(outp).__name__}")
-    return outp.detach()
+def _first_tensor(outp) -> Tensor|None:
+    "The first tensor in a module's output, if it has one"
+    if isinstance(outp, Tensor): return outp.detach()
+    parts = outp.values() if isinstance(outp, dict) else outp if isinstance(outp, (tuple, list)) else ()
+    return next((t for t in map(_first_tensor, parts) if t is not None), None)
 
-def _plateau(mod):
+def _plateau(mod) -> float:
     "Where the activation function at the end of `mod` is flat"
     while isinstance(mod, nn.Sequential) and len(mod): mod = mod[-1]
     return getattr(mod, 'plateau', 0.)
 
-def _keep_stats(hook, mod, outp, bins=68, lo=-7., hi=10., plateau=None, tol=0.05):
+def _keep_stats(hook, mod, outp, step=None, bins=68, lo=-7., hi=10., plateau=None, tol=1e-3):
+    x = _first_tensor(outp)
+    if x is None or not x.numel(): return
     if not hasattr(hook, 'stats'):
-        hook.stats, hook.dead, hook.range, hook.scratch = ([], [], []), [], (bins, lo, hi), None
+        hook.stats, hook.dead, hook.steps, hook.range, hook.scratch = ([], [], []), [], [], (bins, lo, hi), None
         hook.plateau = _plateau(mod) if plateau is None else plateau
-    x = _tensor(outp, hook).reshape(-1).float()
-    n = len(x)
-    means, stds, hists = hook.stats
+    x = x.reshape(-1).float()
+    n, (means, stds, hists) = len(x), hook.stats
     means.append(x.mean())
-    if x.device.type == 'cpu' and hook.scratch is not None and len(hook.scratch) == n: d = hook.scratch
-    else: d = torch.empty_like(x)
+    d = hook.scratch if x.device.type == 'cpu' and hook.scratch is not None and len(hook.scratch) == n else torch.empty_like(x)
     torch.sub(x, means[-1], out=d)
     stds.append((torch.dot(d, d)/max(n - 1, 1)).sqrt())   # half the time of x.std(), as exact
-    every = next(k for k in range(max(n//5_000, 1), n + 2) if math.gcd(k, n) == 1)
-    w = (hi-lo)/bins
-    hists.append(x[::every].clamp(lo - w/2, hi + w/2).histc(bins + 2, lo - w, hi + w)*every)   # a bin more on each side for what is out of range
+    w, every = (hi-lo)/bins, next(k for k in range(max(n//5_000, 1), n + 2) if math.gcd(k, n) == 1)
+    sample = x[::every]
+    hists.append(sample.clamp(lo - w/2, hi + w/2).histc(bins + 2, lo - w, hi + w)*(n/len(sample)))   # a bin more on each side for what is out of range
     d = torch.sub(x, hook.plateau, out=d).abs_() if hook.plateau else torch.abs(x, out=d)
-    hook.dead.append(d.le_(tol).mean())   # in place: a tensor of bools takes four times as long to count
+    hook.dead.append(d.le_(tol).mean() + 0*means[-1])   # in place: a tensor of bools takes four times as long to count. NaN if anything is not finite
+    hook.steps.append(len(hook.steps) if step is None else step)
     if x.device.type == 'cpu': hook.scratch = d    # on a CPU, getting so much memory anew takes longer than all the rest
 
 def append_stats(
     hook:Hook,     # Gets the lists `stats`, of means, standard deviations and histograms, and `dead`, of shares
     mod:nn.Module, # The module
     inp,           # Its inputs
-    outp,          # Its output: a tensor, or something whose first tensor counts
+    outp,          # Its output: a tensor, or a tuple, list or dictionary, whose first tensor counts; without one nothing is kept
     bins:int=68,   # Bins of the histogram, two more not counted for what is below and above
     lo:float=-7.,  # Where the lowest bin begins
     hi:float=10.,  # Where the highest ends
     plateau:float|None=None, # Where an activation counts as dead; by default the module's `plateau`, or its last layer's, else 0
-    tol:float=0.05,          # How far from there it still counts
+    tol:float=1e-3,          # How far from there it still counts
 ):
     "For `Hook` and `Hooks`: keep statistics of each training batch, on the device they are on. `partial(append_stats, bins=...)` sets options"
-    if mod.training: _keep_stats(hook, mod, outp, bins, lo, hi, plateau, tol)
+    if mod.training: _keep_stats(hook, mod, outp, None, bins, lo, hi, plateau, tol)
 
 def get_hist(
     h:Hook, # Has seen training batches with `append_stats`
@@ -150,20 +158,21 @@ def get_hist(
 def get_min(
     h:Hook, # Has seen training batches with `append_stats`
 ) -> Tensor: # (batches,)
-    "The share of activations that are dead: within a tolerance of the activation function's plateau"
+    "The share of activations that are dead: within a tolerance of the activation function's plateau; NaN if some are not finite"
     return torch.stack(h.dead).cpu()
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #c5beda3e
 def _seen(hooks):
-    "The hooks of a `Hooks`, of an `ActivationStats` or of a list, if they have seen something"
-    hooks = list(getattr(hooks, 'hooks', hooks))
-    if not hooks or not all(getattr(h, 'dead', None) for h in hooks): raise ValueError("These hooks have no statistics: train the model with append_stats hooked, or with an ActivationStats callback")
-    return hooks
+    "Those hooks of a `Hooks`, of an `ActivationStats` or of a list that have seen something"
+    hooks = [hooks] if isinstance(hooks, Hook) else list(getattr(hooks, 'hooks', hooks))
+    seen = [h for h in hooks if getattr(h, 'dead', None)]   # a layer need not be used, and a list of layers is never called itself
+    if not seen: raise ValueError(f"These hooks have no statistics: train the model with append_stats hooked, or with an ActivationStats callback. Hooked: {', '.join(h.name for h in hooks) or 'nothing'}")
+    return seen
 
 def _lines(ax, hooks, values, first, what):
     from matplotlib import colormaps
     for i, h in enumerate(hooks):
-        ax.plot(torch.stack(values(h)[:first]).cpu(), color=colormaps['viridis'](i/max(len(hooks) - 1, 1)*0.8), ls=('-', '--', '-.', ':')[i % 4], lw=1.3, label=h.name)
+        ax.plot(h.steps[:first], torch.stack(values(h)[:first]).cpu(), color=colormaps['viridis'](i/max(len(hooks) - 1, 1)*0.8), ls=('-', '--', '-.', ':')[i % 4], lw=1.3, label=h.name)
     ax.set(xlabel='batch', ylabel=what)
 
 def plot_stats(
@@ -181,7 +190,7 @@ def plot_stats(
 def _hist(ax, h, ylim=None):
     bins, lo, hi = h.range
     w = (hi-lo)/bins
-    image = ax.imshow(get_hist(h), origin='lower', aspect='auto', cmap='viridis', interpolation='nearest', extent=(0, len(h.dead), lo - w, hi + w))
+    image = ax.imshow(get_hist(h), origin='lower', aspect='auto', cmap='viridis', interpolation='nearest', extent=(h.steps[0], h.steps[-1] + 1, lo - w, hi + w))
     for edge in (lo, hi): ax.axhline(edge, color='white', lw=0.5, ls=':')
     ax.set(xlabel='batch', ylabel='activation', ylim=ylim or _reach([h]))
     return image
@@ -196,7 +205,7 @@ def _reach(hooks):
     return min(lows), max(highs)
 
 def _dead(ax, h):
-    ax.plot(get_min(h), color='#D55E00'); ax.fill_between(range(len(h.dead)), get_min(h), color='#D55E00', alpha=0.2)
+    ax.plot(h.steps, get_min(h), color='#D55E00'); ax.fill_between(h.steps, get_min(h), color='#D55E00', alpha=0.2)
     ax.set(ylim=(0, 1), xlabel='batch', ylabel='share dead')
 
 def _grid(hooks, height):
@@ -235,9 +244,9 @@ def plot_activations(
     hooks = _seen(hooks)
     fig, axs = plt.subplots(len(hooks), 3, figsize=(10, 1.5*len(hooks) + 0.6), sharex=True, squeeze=False, layout='constrained')
     for row, h in zip(axs, hooks):
-        for values, color, ls, label in ((h.stats[0], '#0072B2', '-', 'mean'), (h.stats[1], '#E69F00', '--', 'std')): row[0].plot(torch.stack(values).cpu(), color=color, ls=ls, label=label)
+        for values, color, ls, label in ((h.stats[0], '#0072B2', '-', 'mean'), (h.stats[1], '#E69F00', '--', 'std')): row[0].plot(h.steps, torch.stack(values).cpu(), color=color, ls=ls, label=label)
         _hist(row[1], h); _dead(row[2], h)
-        row[0].set_ylabel(h.name, fontsize=9)
+        row[0].set_ylabel(h.name if len(h.name) < 20 else h.name.replace(' ', '\n'), fontsize=8)
         for ax in row: ax.set(xlabel='', ylabel=ax.get_ylabel() if ax is row[0] else '')
     for ax in axs[-1]: ax.set_xlabel('batch')
     axs[0, 0].legend(fontsize=8)
@@ -251,7 +260,10 @@ def _find_modules(model, layers) -> dict[str, nn.Module]:
     if layers is None:
         path = ''
         while len(names := [n for n, _ in model.named_children()]) == 1: path, model = f'{path}{names[0]}.', getattr(model, names[0])   # through wrappers
-        return {path + n: m for n, m in model.named_children()} or {path.rstrip('.'): model}
+        inside = {path + n: m for n, m in model.named_children()} or {path.rstrip('.'): model}
+        while any(isinstance(m, (nn.ModuleList, nn.ModuleDict)) for m in inside.values()):   # which are never called themselves
+            inside = {n + k: o for n, m in inside.items() for k, o in ({f'.{k}': o for k, o in m.named_children()} if isinstance(m, (nn.ModuleList, nn.ModuleDict)) else {'': m}).items()}
+        return inside
     if isinstance(layers, str): found = {n: m for n, m in every.items() if fnmatch.fnmatchcase(n, layers)}
     elif isinstance(layers, type) or (isinstance(layers, (tuple, list)) and layers and all(isinstance(o, type) for o in layers)):
         found = {n: m for n, m in every.items() if isinstance(m, tuple(listify(layers)))}
@@ -260,26 +272,29 @@ def _find_modules(model, layers) -> dict[str, nn.Module]:
         names = {id(m): n for n, m in every.items()}
         for m in listify([layers] if isinstance(layers, nn.Module) else layers):
             if id(m) not in names: raise ValueError(f"ActivationStats: this is not a layer of the model: {m!r:.60}")
-        return {names[id(m)]: m for m in listify([layers] if isinstance(layers, nn.Module) else layers)}
+        found = {names[id(m)]: m for m in listify([layers] if isinstance(layers, nn.Module) else layers)}
     if not found: raise ValueError(f"ActivationStats: no layer of the model fits {layers!r}; it has {', '.join(n for n in list(every)[1:9])}{', ...' if len(every) > 9 else ''}")
     return found
 
 class ActivationStats(Callback):
-    "Keeps statistics of what layers give out in training batches, for the figures `plot_activations`, `plot_stats`, `plot_hists` and `plot_dead`; its hooks are gone after the fit"
+    "Keeps statistics of what layers give out in training batches, for the figures `plot_activations`, `plot_stats`, `plot_hists` and `plot_dead`; its hooks are gone after the fit. Of a layer that is called several times in a batch, the first call counts"
     def __init__(self,
         layers=None, # Which layers: by default the model's children; a class or several, a pattern of names such as `'*.relu'`, a function of name and module, or modules
-        every:int=1, # Look at every so many training batches
+        every:int=1, # Look at every n-th training batch
         **kwargs,    # Options of `append_stats`: `bins`, `lo`, `hi`, `plateau`, `tol`
     ):
         unknown = set(kwargs) - {'bins', 'lo', 'hi', 'plateau', 'tol'}
         if unknown: raise TypeError(f"ActivationStats has no option {', '.join(map(repr, unknown))}; it has layers, every, bins, lo, hi, plateau and tol")
-        if every < 1: raise ValueError(f"ActivationStats: every has to be 1 or more, not {every}")
+        if not isinstance(every, int) or every < 1: raise ValueError(f"ActivationStats: every has to be a whole number, 1 or more, not {every!r}")
+        if kwargs.get('bins', 1) < 1: raise ValueError(f"ActivationStats: a histogram needs bins, not {kwargs['bins']}")
         self.layers, self.every, self.kwargs, self.hooks = layers, every, kwargs, []
 
     def begin_fit(self): self.hooks = Hooks(_find_modules(self.model, self.layers), self._keep)
 
     def _keep(self, hook, mod, inp, outp):
-        if self.in_train and self.n_iter % self.every == 0: _keep_stats(hook, mod, outp, **self.kwargs)
+        step = self.n_iter
+        if not self.in_train or step % self.every or getattr(hook, 'steps', [None])[-1] == step: return   # of several calls in a batch the first
+        _keep_stats(hook, mod, outp, step, **self.kwargs)
 
     def after_fit(self):
         if isinstance(self.hooks, Hooks): self.hooks.remove()
@@ -291,12 +306,14 @@ class ActivationStats(Callback):
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #136922c9
 def summary(
     model:nn.Module, # Any model
-    xb,              # A batch of inputs for it: its first dimension counts items
+    xb,              # A batch of inputs for it, its first dimension counting items; a tuple is several inputs
 ):
     "Print each module's output shape, parameters, and multiply-adds for one item; a `ValueError` names the layer that cannot take its input"
     rows, inside, counter = [], [], FlopCounterMode(display=False)
     device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device('cpu'))
-    xb = xb.to(device) if isinstance(xb, Tensor) else xb
+    args = tuple(o.to(device) if isinstance(o, Tensor) else o for o in (xb if isinstance(xb, tuple) else (xb,)))
+    first = _first_tensor(args)
+    items = max(len(first), 1) if first is not None and first.dim() else 1
 
     def begin(name, mod, inp):
         row = [name, type(mod).__name__, '', sum(p.numel() for p in mod.parameters()), counter.get_total_flops(), name.count('.') + 1 if name else 0]
@@ -306,19 +323,20 @@ def summary(
         row, _ = inside.pop()
         row[2], row[4] = _shape(outp), (counter.get_total_flops() - row[4])//2
 
-    modes = {m: m.training for m in model.modules()}
+    modes, fast = {m: m.training for m in model.modules()}, torch.backends.mha.get_fastpath_enabled()
     handles = [h for n, m in model.named_modules() for h in (m.register_forward_pre_hook(partial(begin, n)), m.register_forward_hook(partial(end, n)))]
     try:
         model.eval()
-        with torch.no_grad(), counter: model(xb)
+        torch.backends.mha.set_fastpath_enabled(False)   # its operations are not counted
+        with torch.no_grad(), counter: model(*args)
     except Exception as e:
-        (name, kind, *_), inp = inside[-1] if inside else (('', type(model).__name__), xb)
-        raise ValueError(f"summary: {kind} {name!r} cannot take an input of shape {_shape(inp)}: {e}") from e
+        (name, kind, *_), inp = inside[-1] if inside else (('', type(model).__name__), args)
+        raise ValueError(f"summary: {kind} {name!r} failed on an input of shape {_shape(inp)}: {e}") from e
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for h in handles: h.remove()
         for m, mode in modes.items(): m.training = mode
-    items = max(len(xb), 1) if hasattr(xb, '__len__') else 1
-    table = [('layer', 'output shape', 'parameters', 'multiply-adds')] + [('  '*depth + f'{name.rpartition(".")[2]} {kind}'.strip(), shape, f'{n:,}', f'{work//items:,}') for name, kind, shape, n, work, depth in rows]
+    table = [('layer', 'output shape', 'parameters', 'multiply-adds')] + [('  '*depth + f'{name} {kind}'.strip(), shape, f'{n:,}', f'{work//items:,}') for name, kind, shape, n, work, depth in rows]
     widths = [max(len(row[i]) for row in table) for i in range(4)]
     for row in table: print('  '.join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2].rjust(widths[2]), row[3].rjust(widths[3])]).rstrip())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

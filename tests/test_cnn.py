@@ -97,7 +97,10 @@ def test_what_data_do_not_say():
     for data in (DataBunch(iter([(x, y)]), c=10), DataBunch([(x[:, 0], y)], c=10), DataBunch([], c=10)):
         with pytest.raises(ValueError, match='n_in='): get_cnn_model(data, [4])
         assert get_cnn_model(data, [4], n_in=3)(x).shape == (4, 10)
-    for nfs in ([], [0], [8, -1], ['8'], [8.5], None):
+    with pytest.raises(ValueError, match='neither'): get_cnn_model(DataBunch([(torch.zeros(4, 28, 28, 1), y)], c=10), [4])   # (H, W, C)
+    for n_in in ('3', 0, True):
+        with pytest.raises(ValueError, match='number of channels'): get_cnn_model(images(), [4], n_in=n_in)
+    for nfs in ([], [0], [8, -1], ['8'], [8.5], [True], None):
         with pytest.raises(ValueError, match='channel counts'): get_cnn_layers(images(), nfs)
     for classes in (None, 0, 2.5):
         with pytest.raises(ValueError, match='number of classes'): get_cnn_layers(DataBunch([(x, y)], c=classes), [4])
@@ -158,7 +161,8 @@ def test_cuda_callback_moves_everything():
     assert {d.type for pair in seen[-3:] for d in pair} == {default_device().type}
     assert {v.device.type for s in learn.opt.state.values() for v in s.values() if isinstance(v, torch.Tensor)} == {default_device().type}
     with pytest.raises(ValueError, match="cannot use the device 'cuda:99'"): CudaCallback('cuda:99')
-    with pytest.raises(RuntimeError): CudaCallback('gpu')
+    for wrong in ('gpu', 'meta'):
+        with pytest.raises(ValueError, match='cannot use the device'): CudaCallback(wrong)
 
 
 def test_cuda_callback_with_optimizers_that_count_steps():
@@ -194,3 +198,17 @@ def test_conv_layers_sizes():
     for ks in (1, 3, 5, 7):
         for stride in (1, 2, 3):
             for f in (conv2d, conv_layer): assert f(2, 3, ks, stride)(torch.zeros(1, 2, 10, 13)).shape == (1, 3, math.ceil(10/stride), math.ceil(13/stride))
+
+
+def test_init_of_models_whose_order_is_not_that_of_definition():
+    class Block(nn.Module):   # one ReLU, used twice, defined last
+        def __init__(self): super().__init__(); self.conv1, self.conv2, self.relu = nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3), nn.ReLU()
+    for model in (nn.Sequential(Block(), Block()), nn.ModuleList([nn.Conv2d(32, 32, 3) for _ in range(4)])):   # the second calls F.relu
+        torch.manual_seed(0)
+        init_cnn(model)
+        gains = [m.weight.std().item()*math.sqrt(32*9) for m in model.modules() if isinstance(m, nn.Conv2d)]
+        assert gains == pytest.approx([1, 2**.5, 2**.5, 2**.5], rel=0.03)
+    for wrong in (lambda z: z*0, lambda z: z/0):
+        with pytest.raises(ValueError, match='no gain'): act_gain(wrong)
+    for wrong in ((), (0,), ((1, 28, 28),), ('1',)):
+        with pytest.raises(ValueError, match='view_tfm'): view_tfm(*wrong)
