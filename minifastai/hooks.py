@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from .callbacks import Callback, listify
 
@@ -119,7 +120,7 @@ def _keep_stats(hook, mod, outp, step=None, bins=68, lo=-7., hi=10., plateau=Non
     x = _first_tensor(outp)
     if x is None or not x.numel(): return
     if not hasattr(hook, 'stats'):
-        hook.stats, hook.dead, hook.steps, hook.range, hook.scratch = ([], [], []), [], [], (bins, lo, hi), None
+        hook.stats, hook.dead, hook.steps, hook.scales, hook.range, hook.scratch = ([], [], []), [], [], [], (bins, lo, hi), None
         hook.plateau = _plateau(mod) if plateau is None else plateau
     x = x.reshape(-1).float()
     n, (means, stds, hists) = len(x), hook.stats
@@ -129,9 +130,10 @@ def _keep_stats(hook, mod, outp, step=None, bins=68, lo=-7., hi=10., plateau=Non
     stds.append((torch.dot(d, d)/max(n - 1, 1)).sqrt())   # half the time of x.std(), as exact
     w, every = (hi-lo)/bins, next(k for k in range(max(n//5_000, 1), n + 2) if math.gcd(k, n) == 1)
     sample = x[::every]
-    hists.append(sample.clamp(lo - w/2, hi + w/2).histc(bins + 2, lo - w, hi + w)*(n/len(sample)))   # a bin more on each side for what is out of range
+    hists.append(sample.clamp(lo - w/2, hi + w/2).histc(bins + 2, lo - w, hi + w))   # a bin more on each side for what is out of range
+    hook.scales.append(n/len(sample))
     d = torch.sub(x, hook.plateau, out=d).abs_() if hook.plateau else torch.abs(x, out=d)
-    hook.dead.append(d.le_(tol).mean() + 0*means[-1])   # in place: a tensor of bools takes four times as long to count. NaN if anything is not finite
+    hook.dead.append(d.le_(tol).mean())   # in place: a tensor of bools takes four times as long to count
     hook.steps.append(len(hook.steps) if step is None else step)
     if x.device.type == 'cpu': hook.scratch = d    # on a CPU, getting so much memory anew takes longer than all the rest
 
@@ -153,13 +155,13 @@ def get_hist(
     h:Hook, # Has seen training batches with `append_stats`
 ) -> Tensor: # (bins + 2, batches)
     "The histograms as an image, as the logarithm of one plus the count, lowest values first"
-    return torch.stack(h.stats[2], 1).cpu().log1p()
+    return (torch.stack(h.stats[2], 1).cpu()*torch.tensor(h.scales)).log1p()
 
 def get_min(
     h:Hook, # Has seen training batches with `append_stats`
 ) -> Tensor: # (batches,)
     "The share of activations that are dead: within a tolerance of the activation function's plateau; NaN if some are not finite"
-    return torch.stack(h.dead).cpu()
+    return torch.stack(h.dead).where(torch.stack(h.stats[0]).isfinite(), torch.nan).cpu()
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #c5beda3e
 def _seen(hooks):
@@ -327,8 +329,8 @@ def summary(
     handles = [h for n, m in model.named_modules() for h in (m.register_forward_pre_hook(partial(begin, n)), m.register_forward_hook(partial(end, n)))]
     try:
         model.eval()
-        torch.backends.mha.set_fastpath_enabled(False)   # its operations are not counted
-        with torch.no_grad(), counter: model(*args)
+        torch.backends.mha.set_fastpath_enabled(False)   # PyTorch counts plain operations only
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter: model(*args)
     except Exception as e:
         (name, kind, *_), inp = inside[-1] if inside else (('', type(model).__name__), args)
         raise ValueError(f"summary: {kind} {name!r} failed on an input of shape {_shape(inp)}: {e}") from e
