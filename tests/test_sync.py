@@ -16,7 +16,7 @@ from fastcore.docments import docments
 import minifastai
 
 root = Path(__file__).parent.parent
-notebooks = sorted(p for p in (root/'nbs').glob('*.ipynb') if not p.name.startswith(('_', '.')))
+notebooks = sorted(p for folder in ('nbs', 'nbs/modules') for p in (root/folder).glob('*.ipynb') if not p.name.startswith(('_', '.')))
 modules = sorted(p for p in (root/'minifastai').glob('*.py') if not p.name.startswith('_'))
 CHAPTERS = ['data', 'callbacks', 'losses', 'lr_finder', 'cnn', 'hooks', 'norms', 'checkpoint', 'cli', 'all']   # imports go from right to left
 SITE_WIDE = ('all',)
@@ -52,7 +52,7 @@ def test_the_package_is_what_the_notebooks_export(twin):
 
 @pytest.mark.parametrize('nb', notebooks, ids=lambda p: p.stem)
 def test_notebooks_are_clean(nb, twin):
-    assert nb.read_text(encoding='utf-8') == (twin/'nbs'/nb.name).read_text(encoding='utf-8'), f"run nbdev-clean on {nb.name}"
+    assert nb.read_text(encoding='utf-8') == (twin/nb.relative_to(root)).read_text(encoding='utf-8'), f"run nbdev-clean on {nb.name}"
 
 
 @pytest.mark.parametrize('nb', notebooks, ids=lambda p: p.stem)
