@@ -282,3 +282,12 @@ def test_summary_of_attention_and_of_several_inputs(capsys):
     assert f'{n:,} multiply-adds for one item' in capsys.readouterr().out and torch.backends.mha.get_fastpath_enabled()
     summary(nn.Bilinear(3, 4, 2), (torch.randn(6, 3), torch.randn(6, 4)))
     assert '(6, 2)' in capsys.readouterr().out
+
+
+def test_validation_batches_are_left_out():
+    learn = resnet_learner(4)
+    with Hooks(learn.model, append_stats) as hooks: Runner().fit(2, learn)
+    stats = ActivationStats()
+    Runner(stats).fit(2, learn)
+    assert len(hooks[0].dead) == len(stats.hooks[0].dead) == 8   # and not the two of each validation
+    assert stats.hooks[0].steps == list(range(8))
