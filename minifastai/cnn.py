@@ -122,7 +122,7 @@ def _check_images(c, model, args):
 def _is_count(n) -> bool: return hasattr(n, '__index__') and not isinstance(n, bool) and n > 0
 
 def get_cnn_layers(
-    data:DataBunch,      # Has the number of classes, `c`, and the images
+    data:DataBunch,        # Has the number of classes, `c`, and the images
     nfs:Sequence[int],     # Channels of each convolution
     layer:Callable=conv2d, # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`
     n_in:int|None=None,    # Channels of the images; by default read off the data
@@ -138,20 +138,21 @@ def get_cnn_layers(
     return [*convs, nn.AdaptiveAvgPool2d(1), Lambda(flatten), nn.Linear(nfs[-1], data.c)]
 
 def get_cnn_model(
-    data:DataBunch,      # Has the number of classes, `c`, and the images
+    data:DataBunch,        # Has the number of classes, `c`, and the images
     nfs:Sequence[int],     # Channels of each convolution
     layer:Callable=conv2d, # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`
     n_in:int|None=None,    # Channels of the images; by default read off the data
     **kwargs,              # More arguments for `layer`
 ) -> nn.Sequential: # From (N, n_in, H, W) to (N, c)
     "A convolutional network that says so if it is given anything but images"
+    n_in = _channels(data) if n_in is None else n_in
     model = nn.Sequential(*get_cnn_layers(data, nfs, layer, n_in, **kwargs))
-    model.register_forward_pre_hook(partial(_check_images, _channels(data) if n_in is None else n_in))
+    model.register_forward_pre_hook(partial(_check_images, n_in))
     return model
 
 def get_runner(
     model:nn.Module,                # What to train
-    data:DataBunch,               # Training and validation batches
+    data:DataBunch,                 # Training and validation batches
     lr:float=0.6,                   # Learning rate
     cbs=None,                       # Callbacks, or functions that make one, such as their classes; one or several
     opt_func:Callable|None=None,    # Makes the optimizer, called as `opt_func(parameters, lr=lr)`; by default `optim.SGD`
@@ -240,7 +241,7 @@ def init_cnn(
 
 def get_learn_run(
     nfs:Sequence[int],   # Channels of each convolution
-    data:DataBunch,    # Training and validation batches
+    data:DataBunch,      # Training and validation batches
     lr:float,            # Learning rate
     layer:Callable,      # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`, such as `conv_layer`
     cbs=None,            # Callbacks, or functions that make one, such as their classes; one or several

@@ -189,12 +189,12 @@ def plot_stats(
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right center', fontsize=8, ncols=1 + len(hooks)//16)
     return axs
 
-def _hist(ax, h, ylim=None):
+def _hist(ax, h, image, ylim, top=None):
     bins, lo, hi = h.range
     w = (hi-lo)/bins
-    image = ax.imshow(get_hist(h), origin='lower', aspect='auto', cmap='viridis', interpolation='nearest', extent=(h.steps[0], h.steps[-1] + 1, lo - w, hi + w))
+    image = ax.imshow(image, vmin=0, vmax=top, origin='lower', aspect='auto', cmap='viridis', interpolation='nearest', extent=(h.steps[0], h.steps[-1] + 1, lo - w, hi + w))
     for edge in (lo, hi): ax.axhline(edge, color='white', lw=0.5, ls=':')
-    ax.set(xlabel='batch', ylabel='activation', ylim=ylim or _reach([h]))
+    ax.set(xlabel='batch', ylabel='activation', ylim=ylim)
     return image
 
 def _reach(hooks):
@@ -225,8 +225,10 @@ def plot_hists(
     "Draw each layer's histogram over the training batches: brighter means more, on a logarithmic scale; beyond the dotted lines all that is out of range"
     hooks = _seen(hooks)
     fig, axs = _grid(hooks, 2.4)
-    for ax, h in zip(axs, hooks): image = _hist(ax, h, _reach(hooks)); ax.label_outer()
-    fig.colorbar(image, ax=axs.tolist(), label='log(1 + count)')
+    images, ylim = [get_hist(h) for h in hooks], _reach(hooks)
+    top = max(image.max().item() for image in images)   # one scale for all, as there is one colour bar
+    for ax, h, image in zip(axs, hooks, images): drawn = _hist(ax, h, image, ylim, top); ax.label_outer()
+    fig.colorbar(drawn, ax=axs.tolist(), label='log(1 + count)')
     return axs
 
 def plot_dead(
@@ -247,7 +249,7 @@ def plot_activations(
     fig, axs = plt.subplots(len(hooks), 3, figsize=(10, 1.5*len(hooks) + 0.6), sharex=True, squeeze=False, layout='constrained')
     for row, h in zip(axs, hooks):
         for values, color, ls, label in ((h.stats[0], '#0072B2', '-', 'mean'), (h.stats[1], '#E69F00', '--', 'std')): row[0].plot(h.steps, torch.stack(values).cpu(), color=color, ls=ls, label=label)
-        _hist(row[1], h); _dead(row[2], h)
+        _hist(row[1], h, get_hist(h), _reach([h])); _dead(row[2], h)
         row[0].set_ylabel(h.name if len(h.name) < 20 else h.name.replace(' ', '\n'), fontsize=8)
         for ax in row: ax.set(xlabel='', ylabel=ax.get_ylabel() if ax is row[0] else '')
     for ax in axs[-1]: ax.set_xlabel('batch')
@@ -256,25 +258,32 @@ def plot_activations(
     return axs
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #a5d67f00
+def _parts(model, path='') -> dict[str, nn.Module]:
+    "A module's children by name, and those of lists of modules instead of the lists, which are never called themselves"
+    parts = {}
+    for n, m in model.named_children(): parts |= _parts(m, f'{path}{n}.') if isinstance(m, (nn.ModuleList, nn.ModuleDict)) else {path + n: m}
+    return parts
+
 def _find_modules(model, layers) -> dict[str, nn.Module]:
     "The modules of `model` that `layers` chooses, by name"
-    every = dict(model.named_modules())
     if layers is None:
-        path = ''
-        while len(names := [n for n, _ in model.named_children()]) == 1: path, model = f'{path}{names[0]}.', getattr(model, names[0])   # through wrappers
-        inside = {path + n: m for n, m in model.named_children()} or {path.rstrip('.'): model}
-        while any(isinstance(m, (nn.ModuleList, nn.ModuleDict)) for m in inside.values()):   # which are never called themselves
-            inside = {n + k: o for n, m in inside.items() for k, o in ({f'.{k}': o for k, o in m.named_children()} if isinstance(m, (nn.ModuleList, nn.ModuleDict)) else {'': m}).items()}
+        inside = {'': model}
+        while len(inside) == 1:   # through wrappers
+            (name, only), = inside.items()
+            deeper = _parts(only, f'{name}.' if name else '')
+            if not deeper: break
+            inside = deeper
         return inside
+    every = dict(model.named_modules())
     if isinstance(layers, str): found = {n: m for n, m in every.items() if fnmatch.fnmatchcase(n, layers)}
     elif isinstance(layers, type) or (isinstance(layers, (tuple, list)) and layers and all(isinstance(o, type) for o in layers)):
         found = {n: m for n, m in every.items() if isinstance(m, tuple(listify(layers)))}
     elif callable(layers) and not isinstance(layers, nn.Module): found = {n: m for n, m in every.items() if layers(n, m)}
     else:
-        names = {id(m): n for n, m in every.items()}
-        for m in listify([layers] if isinstance(layers, nn.Module) else layers):
+        names, chosen = {id(m): n for n, m in every.items()}, [layers] if isinstance(layers, nn.Module) else listify(layers)
+        for m in chosen:
             if id(m) not in names: raise ValueError(f"ActivationStats: this is not a layer of the model: {m!r:.60}")
-        found = {names[id(m)]: m for m in listify([layers] if isinstance(layers, nn.Module) else layers)}
+        found = {names[id(m)]: m for m in chosen}
     if not found: raise ValueError(f"ActivationStats: no layer of the model fits {layers!r}; it has {', '.join(n for n in list(every)[1:9])}{', ...' if len(every) > 9 else ''}")
     return found
 
@@ -285,8 +294,9 @@ class ActivationStats(Callback):
         every:int=1, # Look at every n-th training batch
         **kwargs,    # Options of `append_stats`: `bins`, `lo`, `hi`, `plateau`, `tol`
     ):
-        unknown = set(kwargs) - {'bins', 'lo', 'hi', 'plateau', 'tol'}
-        if unknown: raise TypeError(f"ActivationStats has no option {', '.join(map(repr, unknown))}; it has layers, every, bins, lo, hi, plateau and tol")
+        options = ('bins', 'lo', 'hi', 'plateau', 'tol')
+        unknown = [k for k in kwargs if k not in options]
+        if unknown: raise TypeError(f"ActivationStats has no option {', '.join(map(repr, unknown))}; it has layers, every, {', '.join(options)}")
         if not isinstance(every, int) or every < 1: raise ValueError(f"ActivationStats: every has to be a whole number, 1 or more, not {every!r}")
         if kwargs.get('bins', 1) < 1: raise ValueError(f"ActivationStats: a histogram needs bins, not {kwargs['bins']}")
         self.layers, self.every, self.kwargs, self.hooks = layers, every, kwargs, []
