@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import optim
 
 from minifastai.callbacks import Callback, Learner, Runner
-from minifastai.cnn import conv2d, conv_layer, default_device, get_cnn_model
+from minifastai.cnn import conv2d, default_device, get_cnn_model
 from minifastai.data import DataBunch
 from minifastai.hooks import ActivationStats
+from minifastai.norms import conv_layer
 
 
 class Clock(Callback):
@@ -39,7 +40,7 @@ def main(threads:int, steps:int):
     data = DataBunch([(torch.randn(512, 1, 28, 28, device=device), torch.randint(10, (512,), device=device)) for _ in range(4)]*(steps//4), c=10)
     where = torch.cuda.get_device_name() if device.type == 'cuda' else f'{device}, {platform.machine()}'
     print(f'PyTorch {torch.__version__}, {where}, {threads} threads; batches of 512, {steps} steps')
-    for name, layer, kwargs in (('ReLU', conv2d, {}), ('GeneralRelu', conv_layer, dict(leak=0.1, sub=0.4, maxv=6.))):
+    for name, layer, kwargs in (('ReLU', conv2d, {}), ('GeneralRelu', conv_layer, dict(bn=False, leak=0.1, sub=0.4, maxv=6.))):
         seconds = {}
         for what, cbs in (('none', []), ('stats', [ActivationStats(every=2)])):
             torch.manual_seed(0)

@@ -7,14 +7,15 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'AvgStatsCallback', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException',
            'Learner', 'ProgressCallback', 'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner',
            'get_model', 'listify', 'minifastai_lr_find', 'minifastai_train', 'BatchTransformXCallback', 'CudaCallback',
-           'GeneralRelu', 'Lambda', 'act_gain', 'conv2d', 'conv_layer', 'default_device', 'flatten', 'get_cnn_layers',
+           'GeneralRelu', 'Lambda', 'act_gain', 'conv2d', 'default_device', 'flatten', 'get_cnn_layers',
            'get_cnn_model', 'get_learn_run', 'get_runner', 'init_cnn', 'mnist_resize', 'view_tfm', 'BatchSampler',
            'DataBunch', 'Dataset', 'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx',
            'show_images', 'ActivationStats', 'Hook', 'Hooks', 'ListContainer', 'append_stats', 'children', 'get_hist',
            'get_min', 'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'summary', 'binomial_decode',
            'binomial_loss', 'exact_match', 'LR_Find', 'LRFindResult', 'LRSchedulerCallback', 'ParamScheduler',
-           'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find', 'sched_cos', 'sched_exp', 'sched_lin',
-           'sched_no', 'write_csv']
+           'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find', 'BatchNorm', 'GroupNorm', 'InstanceNorm',
+           'LayerNorm', 'RunningBatchNorm', 'conv_layer', 'get_norm', 'plot_norms', 'sched_cos', 'sched_exp',
+           'sched_lin', 'sched_no', 'write_csv']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -30,7 +31,7 @@ from torch.nn import init
 from .callbacks import (EVENTS, AvgStats, AvgStatsCallback, Callback, CancelBatchException, CancelEpochException, CancelTrainException, Learner,
     ProgressCallback, Runner, TrainEvalCallback, accuracy, camel2snake, create_learner, get_model, listify)
 from .cli import minifastai_lr_find, minifastai_train
-from .cnn import (BatchTransformXCallback, CudaCallback, GeneralRelu, Lambda, act_gain, conv2d, conv_layer, default_device, flatten,
+from .cnn import (BatchTransformXCallback, CudaCallback, GeneralRelu, Lambda, act_gain, conv2d, default_device, flatten,
     get_cnn_layers, get_cnn_model, get_learn_run, get_runner, init_cnn, mnist_resize, view_tfm)
 from .data import (BatchSampler, DataBunch, Dataset, find_mnist, get_data, get_dls, normalize, normalize_to, parse_idx, show_images)
 from .hooks import (ActivationStats, Hook, Hooks, ListContainer, append_stats, children, get_hist, get_min,
@@ -38,16 +39,18 @@ from .hooks import (ActivationStats, Hook, Hooks, ListContainer, append_stats, c
 from .losses import binomial_decode, binomial_loss, exact_match
 from .lr_finder import (LR_Find, LRFindResult, LRSchedulerCallback, ParamScheduler, Recorder, combine_scheds, cos_1cycle_anneal, lr_find,
     sched_cos, sched_exp, sched_lin, sched_no, write_csv)
+from .norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm, conv_layer, get_norm, plot_norms
 
 _all_ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
     'EVENTS', 'AvgStats', 'AvgStatsCallback', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException', 'Learner',
     'ProgressCallback', 'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner', 'get_model', 'listify',
     'minifastai_lr_find', 'minifastai_train',
-    'BatchTransformXCallback', 'CudaCallback', 'GeneralRelu', 'Lambda', 'act_gain', 'conv2d', 'conv_layer', 'default_device', 'flatten',
+    'BatchTransformXCallback', 'CudaCallback', 'GeneralRelu', 'Lambda', 'act_gain', 'conv2d', 'default_device', 'flatten',
     'get_cnn_layers', 'get_cnn_model', 'get_learn_run', 'get_runner', 'init_cnn', 'mnist_resize', 'view_tfm',
     'BatchSampler', 'DataBunch', 'Dataset', 'find_mnist', 'get_data', 'get_dls', 'normalize', 'normalize_to', 'parse_idx', 'show_images',
     'ActivationStats', 'Hook', 'Hooks', 'ListContainer', 'append_stats', 'children', 'get_hist', 'get_min',
     'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'summary',
     'binomial_decode', 'binomial_loss', 'exact_match',
     'LR_Find', 'LRFindResult', 'LRSchedulerCallback', 'ParamScheduler', 'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find',
+    'BatchNorm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'RunningBatchNorm', 'conv_layer', 'get_norm', 'plot_norms',
     'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'write_csv']

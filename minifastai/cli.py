@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from fastcore.script import CliError, call_parse
 from torch import Tensor, optim
 from .callbacks import AvgStatsCallback, Learner, ProgressCallback, Runner, accuracy
-from .cnn import conv_layer, default_device, get_cnn_model, init_cnn
+from .cnn import default_device, get_cnn_model, init_cnn
 from .data import DataBunch, Dataset, find_mnist, get_data, get_dls, normalize
+from .norms import conv_layer, get_norm
 from .lr_finder import Recorder, lr_find, write_csv
 
 # %% ../nbs/90_cli.ipynb #585f2f23
@@ -76,7 +77,7 @@ def _figures(batches:list[dict], epochs:list[dict]) -> dict:
     return figs
 
 # %% ../nbs/90_cli.ipynb #37531e42
-_network = dict(nfs=[8, 16, 32, 32], layer=conv_layer, leak=0.1, sub=0.4, maxv=6.)   # chapter 06's
+_network = dict(nfs=[8, 16, 32, 32], layer=conv_layer, norm_first=True, leak=0.1, sub=0.4, maxv=6.)   # chapter 06's, with a norm of chapter 07 where every one of them works
 _defaults = {'mnist': dict(epochs=8, bs=512), 'digits': dict(epochs=20, bs=64)}
 _files = ('history.csv', 'batches.csv', 'model.safetensors', 'losses.png', 'learning_rate.png', 'accuracy.png')
 _sweep_files = ('lr_find.csv', 'lr_find.png')
@@ -97,12 +98,14 @@ def _out_folder(out:str|None, name:str, files:tuple=_files) -> Path:
     if not os.access(folder, os.W_OK): raise PermissionError(f"{folder} cannot be written to: choose another folder for --out")
     return folder
 
-def _learner(dataset:str, data:str|None, bs:int|None, lr:float, momentum:float, seed:int, device:str|None) -> tuple[Learner, dict]:
+def _learner(dataset:str, data:str|None, bs:int|None, lr:float, momentum:float, norm:str, seed:int, device:str|None) -> tuple[Learner, dict]:
     "The learner of both commands, and the settings that it was made with"
     if bs is not None and bs < 1: raise ValueError(f"--bs has to be at least 1, not {bs}")
     if not 0 < lr < float('inf'): raise ValueError(f"--lr has to be above 0, not {lr}")
     if not 0 <= momentum < 1: raise ValueError(f"--momentum has to be at least 0 and below 1, not {momentum}")
     if not 0 <= seed < 2**63: raise ValueError(f"--seed has to be between 0 and 2**63-1, not {seed}")
+    try: get_norm(norm, 1)
+    except ValueError as e: raise ValueError(f"--norm: {str(e).partition(', or pass')[0]}") from None
     device = torch.device(device or default_device())
     if device.type == 'meta': raise ValueError("--device meta computes nothing: choose cpu, cuda or mps")
     torch.empty(0, device=device)
@@ -112,12 +115,12 @@ def _learner(dataset:str, data:str|None, bs:int|None, lr:float, momentum:float, 
     m, s, c = x_train.mean(), x_train.std(), int(y_train.max()) + 1
     train, valid = (Dataset(normalize(x, m, s).view(-1, 1, 28, 28).to(device), y.to(device)) for x, y in ((x_train, y_train), (x_valid, y_valid)))
     data = DataBunch(*get_dls(train, valid, bs), c)
-    model = get_cnn_model(data, **_network)
+    model = get_cnn_model(data, norm=norm, **_network)
     init_cnn(model)
     model.to(device)
     learn = Learner(model, optim.SGD(model.parameters(), lr=lr, momentum=momentum), F.cross_entropy, data)
     print(f"{name}: {len(train):,} training and {len(valid):,} validation images; {sum(p.numel() for p in model.parameters()):,} parameters; batches of {bs} on {device}", flush=True)
-    return learn, dict(dataset=name, mean=m.item(), std=s.item(), bs=bs, lr=lr, momentum=momentum, seed=seed)
+    return learn, dict(dataset=name, mean=m.item(), std=s.item(), bs=bs, lr=lr, momentum=momentum, norm=norm, seed=seed)
 
 @contextmanager
 def _as_command(name:str):
@@ -133,6 +136,7 @@ def minifastai_train(
     bs:int=None,          # Batch size (512 for MNIST, 64 for the digits)
     lr:float=0.4,         # Learning rate
     momentum:float=0.,    # Momentum of SGD
+    norm:str='batch',     # Norm behind each convolution: batch, running, layer, instance, group, none
     dataset:str='auto',   # 'mnist', 'digits', or 'auto': MNIST where it can be had, else the digits
     data:str=None,        # Folder with MNIST's files (by default MINIFASTAI_DATA, the cache, a download)
     out:str=None,         # Output folder (runs/ with the data set's name and the time)
@@ -144,7 +148,7 @@ def minifastai_train(
     with _as_command('minifastai-train'):
         if epochs is not None and epochs < 1: raise ValueError(f"--epochs has to be at least 1, not {epochs}")
         if out is not None: _out_folder(out, '')
-        learn, settings = _learner(dataset, data, bs, lr, momentum, seed, device)
+        learn, settings = _learner(dataset, data, bs, lr, momentum, norm, seed, device)
         folder = _out_folder(out, settings['dataset'])
         epochs = epochs or _defaults[settings['dataset']]['epochs']
     run = Runner([AvgStatsCallback(accuracy), Recorder(), ProgressCallback()])
@@ -174,6 +178,7 @@ def minifastai_lr_find(
     max_lr:float=10.,     # Learning rate of the last step
     bs:int=None,          # Batch size (512 for MNIST, 64 for the digits)
     momentum:float=0.,    # Momentum of SGD
+    norm:str='batch',     # Norm behind each convolution: batch, running, layer, instance, group, none
     dataset:str='auto',   # 'mnist', 'digits', or 'auto': MNIST where it can be had, else the digits
     data:str=None,        # Folder with MNIST's files (by default MINIFASTAI_DATA, the cache, a download)
     out:str=None,         # Output folder (runs/ with the data set's name and the time)
@@ -184,7 +189,7 @@ def minifastai_lr_find(
     from matplotlib.figure import Figure
     with _as_command('minifastai-lr-find'):
         if out is not None: _out_folder(out, '', _sweep_files)
-        learn, settings = _learner(dataset, data, bs, 0.1, momentum, seed, device)
+        learn, settings = _learner(dataset, data, bs, 0.1, momentum, norm, seed, device)
         found = lr_find(learn, max_iter, min_lr, max_lr)
         folder = _out_folder(out, f"{settings['dataset']}-lr-find", _sweep_files)
         fig = Figure(figsize=(6, 3.5), layout='constrained')

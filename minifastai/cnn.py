@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Lambda', 'flatten', 'mnist_resize', 'default_device', 'CudaCallback', 'conv2d', 'BatchTransformXCallback', 'view_tfm',
-           'get_cnn_layers', 'get_cnn_model', 'get_runner', 'act_gain', 'GeneralRelu', 'conv_layer', 'init_cnn',
-           'get_learn_run']
+           'get_cnn_layers', 'get_cnn_model', 'get_runner', 'act_gain', 'GeneralRelu', 'init_cnn', 'get_learn_run']
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #cbb6c4a1
 import copy, math
@@ -204,17 +203,7 @@ class GeneralRelu(nn.Module):
 
     def extra_repr(self): return ', '.join(f'{k}={v}' for k in ('leak', 'sub', 'maxv') if (v := getattr(self, k)) is not None)
 
-# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #57afbc00
-def conv_layer(
-    ni:int,       # Channels in
-    nf:int,       # Channels out
-    ks:int=3,     # Height and width of the window, in pixels
-    stride:int=2, # How many pixels the window moves at a time
-    **kwargs,     # Arguments of `GeneralRelu`: `leak`, `sub`, `maxv`
-) -> nn.Sequential: # From (N, ni, H, W) to (N, nf, H/stride, W/stride), rounded up, for an odd `ks`
-    "A convolution and a `GeneralRelu`"
-    return nn.Sequential(nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride), GeneralRelu(**kwargs))
-
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #d88b2b76
 def _gain_of(m) -> float|None:
     "The gain of an activation function, None for any other module"
     if isinstance(getattr(m, 'gain', None), float): return m.gain
@@ -243,7 +232,7 @@ def get_learn_run(
     nfs:Sequence[int],   # Channels of each convolution
     data:DataBunch,      # Training and validation batches
     lr:float,            # Learning rate
-    layer:Callable,      # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`, such as `conv_layer`
+    layer:Callable,      # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`, such as `conv2d`
     cbs=None,            # Callbacks, or functions that make one, such as their classes; one or several
     opt_func:Callable|None=None, # Makes the optimizer, called as `opt_func(parameters, lr=lr)`; by default `optim.SGD`
     uniform:bool=False,  # Draw initial weights from a uniform instead of a normal distribution?

@@ -226,6 +226,7 @@ class _Snapshot:
         self.places = [(ns, k, t) for m in modules for ns in (m._parameters, m._buffers) for k, t in ns.items()]
         tensors = [t for _, _, t in self.places if t is not None] + [p for pg in learn.opt.param_groups for p in pg['params']]   # a parameter need not be a module's
         self.tensors = [(t, t.detach().clone(), None if t.grad is None else t.grad.clone()) for t in {id(t): t for t in tensors}.values()]
+        self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if type(m).get_extra_state is not nn.Module.get_extra_state]   # what a module keeps beside tensors
         self.groups = [{k: copy.deepcopy(v) for k, v in pg.items() if k != 'params'} for pg in learn.opt.param_groups]
         self.state = {p: copy.deepcopy(s) for p, s in learn.opt.state.items()}
         self.rng, self.python = torch.get_rng_state(), random.getstate()
@@ -247,6 +248,7 @@ class _Snapshot:
             if t.device == value.device and t.shape == value.shape and t.dtype == value.dtype: t.data.copy_(value)
             else: t.data = value.clone()
             t.grad = grad
+        for m, state in self.extra: m.set_extra_state(copy.deepcopy(state))
         opt = self.learn.opt
         for pg, former in zip(opt.param_groups, self.groups):
             for k in [k for k in pg if k != 'params' and k not in former]: del pg[k]

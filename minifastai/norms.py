@@ -181,13 +181,14 @@ class RunningBatchNorm(nn.Module):
     "Normalises (N, C, ...) by running statistics also in training, so that small batches, even of one, do no harm (the lesson's own; gradient exact, statistics never below float32)"
     def __init__(self,
         nf:int,         # Channels, C
-        mom:float=0.1,  # Momentum for a batch of 1 or 2; for a batch of n it is 1-(1-mom)/sqrt(n-1)
+        mom:float=0.1,  # Momentum for a batch of 1 or 2
         eps:float=1e-5, # Added to the variance
+        scaled:bool=True, # A larger momentum for a larger batch of n items, 1-(1-mom)/sqrt(n-1), as in the lesson? Else `mom` for all
     ):
         super().__init__()
         _positive('RunningBatchNorm', nf=nf)
         if not 0 < mom <= 1: raise ValueError(f"RunningBatchNorm: mom is above 0 and at most 1, not {mom}")
-        self.nf, self.mom, self.eps = nf, mom, eps
+        self.nf, self.mom, self.eps, self.scaled = nf, mom, eps, scaled
         self.mults, self.adds = nn.Parameter(torch.ones(nf)), nn.Parameter(torch.zeros(nf))
         self.register_buffer('means', torch.zeros(nf))
         self.register_buffer('vars', torch.ones(nf))
@@ -202,7 +203,7 @@ class RunningBatchNorm(nn.Module):
         mults, adds = self.mults.to(self.means.dtype), self.adds.to(self.means.dtype)
         if not self.training or not x.numel(): return F.batch_norm(x, self.means, self.vars, mults, adds, False, 0., self.eps)
         n = x.numel()//self.nf
-        mom = 1 - (1-self.mom)/math.sqrt(max(len(x)-1, 1))
+        mom = 1 - (1-self.mom)/math.sqrt(max(len(x)-1, 1)) if self.scaled else self.mom
         self.count = (1-mom)*self.count + mom*n
         return _RunningNorm.apply(x, mults, adds, self.means, self.vars, mom*n/self.count, self.eps)
 
@@ -217,7 +218,7 @@ class RunningBatchNorm(nn.Module):
 
     def get_extra_state(self): return torch.tensor(self.count, dtype=torch.float64)
     def set_extra_state(self, state): self.count = float(state)
-    def extra_repr(self): return f'{self.nf}, mom={self.mom:g}, eps={self.eps:g}'
+    def extra_repr(self): return f"{self.nf}, mom={self.mom:g}, eps={self.eps:g}{', scaled=False'*(not self.scaled)}"
 
 # %% ../nbs/07_batchnorm.ipynb #ee45b625
 _norms = {'batch': nn.BatchNorm2d, 'running': RunningBatchNorm, 'layer': partial(nn.GroupNorm, 1), 'instance': partial(nn.InstanceNorm2d, affine=True),
@@ -241,9 +242,11 @@ def conv_layer(
     stride:int=2, # How many pixels the window moves at a time
     bn:bool=True, # With a norm? Then the convolution has no bias
     norm:str|Callable|None='batch', # Which one, as `get_norm` has it
+    norm_first:bool=False,          # Before the activation function, as in the paper? The lesson has it behind
     **kwargs,     # Arguments of `GeneralRelu`: `leak`, `sub`, `maxv`
 ) -> nn.Sequential: # From (N, ni, H, W) to (N, nf, H/stride, W/stride), rounded up, for an odd `ks`
     "A convolution, a `GeneralRelu` and a norm"
     norm = get_norm(norm, nf) if bn else None
     layers = [nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride, bias=norm is None), GeneralRelu(**kwargs)]
-    return nn.Sequential(*layers, *([] if norm is None else [norm]))
+    if norm is not None: layers.insert(1 if norm_first else 2, norm)
+    return nn.Sequential(*layers)

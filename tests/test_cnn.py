@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn, optim
 
 from minifastai.callbacks import Callback, Learner, Runner
-from minifastai.cnn import (BatchTransformXCallback, CudaCallback, GeneralRelu, Lambda, act_gain, conv2d, conv_layer, default_device, flatten, get_cnn_layers, get_cnn_model,
+from minifastai.cnn import (BatchTransformXCallback, CudaCallback, GeneralRelu, Lambda, act_gain, conv2d, default_device, flatten, get_cnn_layers, get_cnn_model,
                             get_learn_run, get_runner, init_cnn, mnist_resize, view_tfm)
 from minifastai.data import DataBunch, Dataset, get_dls
+from minifastai.norms import conv_layer
 
 LESSON = '''
 from minifastai.all import *
