@@ -12,7 +12,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from .cnn import GeneralRelu
 
 # %% ../nbs/07_batchnorm.ipynb #94874a9e
@@ -170,8 +169,8 @@ class _RunningNorm(torch.autograd.Function):
         return torch.native_batch_norm(x, mults, adds, means, vars, False, 0., eps)[0]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g):
+        if torch.is_grad_enabled(): raise RuntimeError("RunningBatchNorm has no second derivative: call backward or grad without create_graph=True, or use another norm")
         x, mults = ctx.saved_tensors
         dx, dmults, dadds = torch.ops.aten.native_batch_norm_backward(g, x, mults*ctx.k, None, None, ctx.mean, ctx.invstd, True, 0., ctx.needs_input_grad[:3])
         if dx is not None: dx.addcmul_(g, _per_channel(mults*ctx.invstd, x), value=1-ctx.k)
@@ -196,11 +195,10 @@ class RunningBatchNorm(nn.Module):
 
     def forward(self, x):
         _check('RunningBatchNorm', x, self.nf)
-        if x.dtype in (torch.float16, torch.bfloat16): return self._normalize(x.float()).to(x.dtype)
-        return self._normalize(x)
+        if x.dtype in (torch.float16, torch.bfloat16): return self._normalize(x.float(), self.mults.float(), self.adds.float()).to(x.dtype)
+        return self._normalize(x, self.mults, self.adds)
 
-    def _normalize(self, x):
-        mults, adds = self.mults.to(self.means.dtype), self.adds.to(self.means.dtype)
+    def _normalize(self, x, mults, adds):
         if not self.training or not x.numel(): return F.batch_norm(x, self.means, self.vars, mults, adds, False, 0., self.eps)
         n = x.numel()//self.nf
         mom = 1 - (1-self.mom)/math.sqrt(max(len(x)-1, 1)) if self.scaled else self.mom

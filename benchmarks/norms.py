@@ -1,0 +1,87 @@
+"""What the norms cost: forward and backward passes of `RunningBatchNorm` against `nn.BatchNorm2d`, of the same arithmetic left to autograd, of a `torch.autograd.Function` without any arithmetic, and of ours from scratch against PyTorch's.
+
+The two layers of each pair take turns step by step, so that both see the same machine; each time is a median, with gradients for inputs and parameters, which are cleared before each step.
+Run it with nothing else going on: python benchmarks/norms.py [--threads 1]
+"""
+import argparse
+import platform
+import statistics
+import time
+from functools import partial
+
+import torch
+from torch import nn
+
+from minifastai.cnn import default_device
+from minifastai.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm
+
+SHAPES = [(512, 8, 14, 14), (512, 64, 4, 4), (32, 16, 7, 7), (2, 16, 7, 7), (64, 64, 32, 32)]
+
+
+class Plain(RunningBatchNorm):
+    "The same statistics, and all gradients by autograd"
+    def _normalize(self, x, mults, adds):
+        n, mom = x.numel()//self.nf, 1 - (1-self.mom)/(max(len(x)-1, 1))**0.5
+        self.count = (1-mom)*self.count + mom*n
+        k, (u, b) = mom*n/self.count, torch.var_mean(x, (0, 2, 3), correction=0)
+        v = (1-k)*self.vars + k*u + k*(1-k)*(b - self.means)**2
+        m = (1-k)*self.means + k*b
+        with torch.no_grad(): self.means.copy_(m); self.vars.copy_(v)
+        view = lambda t: t.view(-1, 1, 1)
+        return (x - view(m))/view(v + self.eps).sqrt()*view(mults) + view(adds)
+
+
+class _JustBatchNorm(torch.autograd.Function):
+    "Nothing but PyTorch's batch norm kernels: what it costs that Python calls them"
+    @staticmethod
+    def forward(ctx, x, mults, adds, means, vars):
+        y, *stats = torch.native_batch_norm(x, mults, adds, means, vars, True, 0.1, 1e-5)
+        ctx.save_for_backward(x, mults, *stats)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        x, mults, mean, invstd = ctx.saved_tensors
+        return *torch.ops.aten.native_batch_norm_backward(g, x, mults, None, None, mean, invstd, True, 1e-5, (True, True, True)), None, None
+
+
+class Bare(RunningBatchNorm):
+    "A Function of the same kind without any arithmetic of its own: the least that a norm with a Function can cost"
+    def _normalize(self, x, mults, adds): return _JustBatchNorm.apply(x, mults, adds, self.means, self.vars)
+
+
+def clock(layers:list, shape:tuple, device) -> list:
+    "Median seconds of a forward and backward pass of each layer"
+    x, g = torch.randn(shape, device=device, requires_grad=True), torch.randn(shape, device=device)
+    steps = 60 if x.numel() > 10**6 else 300 if x.numel() > 10**5 else 2000
+    seconds = [[] for _ in layers]
+    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    for i in range(steps + 20):
+        for layer, s in zip(layers, seconds):
+            for p in (x, *layer.parameters()): p.grad = None
+            wait(); start = time.perf_counter()
+            layer(x).backward(g)
+            wait()
+            if i >= 20: s.append(time.perf_counter() - start)
+    return [statistics.median(s) for s in seconds]
+
+
+PAIRS = {'running': (RunningBatchNorm, nn.BatchNorm2d), 'by autograd': (Plain, nn.BatchNorm2d), 'bare Function': (Bare, nn.BatchNorm2d), 'BatchNorm': (BatchNorm, nn.BatchNorm2d),
+         'LayerNorm': (LayerNorm, partial(nn.GroupNorm, 1)), 'InstanceNorm': (InstanceNorm, partial(nn.InstanceNorm2d, affine=True)), 'GroupNorm': (partial(GroupNorm, 4), partial(nn.GroupNorm, 4))}
+
+
+def main(threads:int):
+    torch.set_num_threads(threads)
+    device = default_device()
+    where = torch.cuda.get_device_name() if device.type == 'cuda' else f'{device}, {platform.machine()}'
+    print(f'PyTorch {torch.__version__}, {where}, {threads} threads; forward and backward, times those of nn.BatchNorm2d, or of PyTorch\'s layer of that kind')
+    print(f"{'':14}{'nn.BatchNorm2d':>16}" + ''.join(f'{name:>15}' for name in PAIRS))
+    for shape in SHAPES:
+        times = {name: clock([make(shape[1]).to(device) for make in pair], shape, device) for name, pair in PAIRS.items()}
+        print(f"{'x'.join(map(str, shape)):14}{times['running'][1]*1e6:13.0f} us" + ''.join(f'{ours/theirs:14.2f}x' for ours, theirs in times.values()), flush=True)
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='threads of PyTorch')
+    main(p.parse_args().threads)
