@@ -129,7 +129,7 @@ class GroupNorm(_Affine):
 
 # %% ../nbs/07_batchnorm.ipynb #48c0a134
 def _partners(norm:Callable, shape:tuple[int, int, int, int]) -> Tensor:
-    "Which inputs the first output of a norm depends on, besides its own"
+    "Which inputs the first output of a norm depends on"
     g = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_()
     layer = norm(shape[1]).double().train()
@@ -142,12 +142,12 @@ def plot_norms(
 ): # The axes
     "Draw which numbers of (N, C, H, W) each norm averages together with the first one, found out from its gradient (after Wu and He 2018, figure 2)"
     import matplotlib.pyplot as plt
+    import numpy as np
     n, c, h, w = shape
     fig, axs = plt.subplots(1, len(norms), figsize=(2.7*len(norms), 3), subplot_kw=dict(projection='3d'), squeeze=False)
     for ax, (name, norm) in zip(axs[0], norms.items()):
         on = _partners(norm, shape).reshape(n, c, h*w).permute(1, 0, 2).numpy()   # x: channels, y: items, z: pixels
         colors = [[['#0072B2' if p else '#e8e8e8' for p in row] for row in plane] for plane in on]
-        import numpy as np
         ax.voxels(np.ones_like(on), facecolors=np.array(colors), edgecolor='#555555', linewidth=0.3, shade=False)
         ax.set(title=name, xlabel='C', ylabel='N', zlabel='H, W', xticks=[], yticks=[], zticks=[], box_aspect=(c, n, h*w*0.6))
         ax.view_init(elev=25, azim=-60); ax.invert_zaxis()
@@ -177,7 +177,7 @@ class _RunningNorm(torch.autograd.Function):
         return dx, dmults, dadds, None, None, None, None
 
 class RunningBatchNorm(nn.Module):
-    "Normalises (N, C, ...) by running statistics also in training, so that small batches, even of one, do no harm (the lesson's own; gradient exact, statistics never below float32)"
+    "Normalises (N, C, ...) by running statistics also in training, so that batches may be small, even of one item (the lesson's own; the gradient is exact, statistics are never coarser than float32)"
     def __init__(self,
         nf:int,         # Channels, C
         mom:float=0.1,  # Momentum for a batch of 1 or 2
@@ -223,7 +223,7 @@ _norms = {'batch': nn.BatchNorm2d, 'running': RunningBatchNorm, 'layer': partial
           'group': lambda nf: nn.GroupNorm(math.gcd(4, nf), nf), 'none': None}
 
 def get_norm(
-    norm:str|Callable|None, # 'batch', 'running', 'layer', 'instance', 'group' (of 4 groups) or 'none'; or a function of the number of channels that makes a layer
+    norm:str|Callable|None, # 'batch', 'running', 'layer', 'instance', 'group' (4 groups, or fewer where 4 does not divide the channels) or 'none'; or a function of the number of channels that makes a layer
     nf:int,                 # Channels
 ) -> nn.Module|None: # The layer, for images (N, nf, H, W); None for no norm
     "A norm by its name"

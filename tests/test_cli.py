@@ -15,6 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+
+from minifastai.cli import _network
+from minifastai.cnn import get_cnn_model
+from minifastai.data import DataBunch
 
 root = Path(__file__).parent.parent
 COMMAND = str(Path(sys.executable).with_name('minifastai-train'))
@@ -48,6 +53,16 @@ def test_it_learns(tmp_path):
     assert float(re.search(r'Validation accuracy ([\d.]+)', done.stdout)[1]) > 0.85, done.stdout
 
 
+@pytest.mark.parametrize('norm', ['running', 'layer', 'instance', 'group', 'none'])
+def test_any_norm(tmp_path, norm):
+    done = train('--dataset', 'digits', '--epochs', '6', '--norm', norm, '--out', 'run', cwd=tmp_path)
+    assert float(re.search(r'Validation accuracy ([\d.]+)', done.stdout)[1]) > 0.35, done.stdout + done.stderr
+    with safe_open(tmp_path/'run'/'model.safetensors', 'pt') as f:
+        assert json.loads(f.metadata()['minifastai'])['norm'] == norm
+        model = get_cnn_model(DataBunch([], c=10), n_in=1, **(_network | dict(norm=norm)))
+        model.load_state_dict({k: f.get_tensor(k) for k in f.keys()})
+
+
 def test_falls_back_once_and_says_so(tmp_path):
     "No MNIST, and no network: requests are sent to a port where nobody listens"
     none = dict(MINIFASTAI_DATA=None, MINIFASTAI_DATASET=None, HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path), HTTPS_PROXY='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')
@@ -61,7 +76,7 @@ def test_falls_back_once_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize('args, message', [
-    (['--epochs', '0'], '--epochs has to be at least 1'), (['--bs', '-3'], '--bs has to be at least 1'), (['--lr', '0'], '--lr has to be above 0'),
+    (['--epochs', '0'], '--epochs has to be at least 1'), (['--bs', '-3'], '--bs has to be at least 1'), (['--lr', '0'], '--lr has to be above 0'), (['--norm', 'bach'], "--norm: There is no norm called 'bach': choose one of batch, running"),
     (['--momentum', '-1'], '--momentum has to be'), (['--seed', str(2**80)], '--seed has to be'), (['--device', 'meta'], 'computes nothing'),
     (['--dataset', 'mnits'], "no data set 'mnits'"), (['--device', 'gpu'], 'gpu'), (['--data', 'nowhere'], 'MNIST is not in nowhere'),
     (['--dataset', 'digits', '--out', 'taken'], 'holds another run')])
