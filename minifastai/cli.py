@@ -17,8 +17,8 @@ from torch import Tensor, optim
 from .callbacks import AvgStatsCallback, Learner, ProgressCallback, Runner, accuracy
 from .cnn import default_device, get_cnn_model, init_cnn
 from .data import DataBunch, Dataset, find_mnist, get_data, get_dls, normalize
-from .norms import conv_layer, get_norm
 from .lr_finder import Recorder, lr_find, write_csv
+from .norms import conv_layer, get_norm
 
 # %% ../nbs/90_cli.ipynb #585f2f23
 _no_mnist = ("MNIST is not on this machine and could not be downloaded: training on scikit-learn's embedded digits instead. "
@@ -105,7 +105,7 @@ def _learner(dataset:str, data:str|None, bs:int|None, lr:float, momentum:float, 
     if not 0 <= momentum < 1: raise ValueError(f"--momentum has to be at least 0 and below 1, not {momentum}")
     if not 0 <= seed < 2**63: raise ValueError(f"--seed has to be between 0 and 2**63-1, not {seed}")
     try: get_norm(norm, 1)
-    except ValueError as e: raise ValueError(f"--norm: {str(e).partition(', or pass')[0]}") from None
+    except ValueError as e: raise ValueError(f"--norm: {e}") from None
     device = torch.device(device or default_device())
     if device.type == 'meta': raise ValueError("--device meta computes nothing: choose cpu, cuda or mps")
     torch.empty(0, device=device)

@@ -12,12 +12,12 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .cnn import GeneralRelu
+from .cnn import GeneralRelu, _is_count
 
 # %% ../nbs/07_batchnorm.ipynb #94874a9e
-def _check(name:str, x:Tensor, nf:int):
-    "Is this a batch (N, nf, ...)?"
-    if x.dim() < 2 or x.shape[1] != nf: raise ValueError(f"{name} takes a batch of shape (N, {nf}, ...), but was given {tuple(x.shape)}")
+def _check(norm:nn.Module, x:Tensor):
+    "Is this a batch with as many channels as the norm has?"
+    if x.dim() < 2 or norm.nf not in (None, x.shape[1]): raise ValueError(f"{type(norm).__name__} takes a batch of shape (N, {norm.nf or 'C'}, ...), but was given {tuple(x.shape)}")
 
 def _per_channel(t:Tensor, x:Tensor) -> Tensor:
     "One number for each channel, in a shape that fits `x` (N, C, ...)"
@@ -25,7 +25,11 @@ def _per_channel(t:Tensor, x:Tensor) -> Tensor:
 
 def _positive(name:str, **sizes):
     for k, n in sizes.items():
-        if not hasattr(n, '__index__') or isinstance(n, bool) or n < 1: raise ValueError(f"{name}: {k} is a number of channels or groups, at least 1, not {n!r}")
+        if not _is_count(n): raise ValueError(f"{name}: {k} is a number of channels or groups, at least 1, not {n!r}")
+
+def _scale(x:Tensor, mults:Tensor|None, adds:Tensor|None) -> Tensor:
+    "Multiply by the factors and add the summands, one for each channel or one for all, if there are any"
+    return x if mults is None else x*_per_channel(mults, x) + _per_channel(adds, x)
 
 class _Affine(nn.Module):
     "Has a factor and a summand for each of `nf` channels"
@@ -35,8 +39,7 @@ class _Affine(nn.Module):
         self.nf, self.eps = nf, eps
         self.mults, self.adds = (nn.Parameter(torch.ones(nf)), nn.Parameter(torch.zeros(nf))) if affine else (None, None)
 
-    def scale(self, x):
-        return x if self.mults is None else x*_per_channel(self.mults, x) + _per_channel(self.adds, x)
+    def scale(self, x): return _scale(x, self.mults, self.adds)
 
     def extra_repr(self): return f"{self.nf}, eps={self.eps:g}{', affine=False'*(self.mults is None)}"
 
@@ -55,7 +58,7 @@ class BatchNorm(_Affine):
         self.register_buffer('vars', torch.ones(nf))
 
     def forward(self, x):
-        _check('BatchNorm', x, self.nf)
+        _check(self, x)
         m, v = self._batch_stats(x) if self.training else (self.means, self.vars)
         return self.scale((x - _per_channel(m, x))/torch.sqrt(_per_channel(v, x) + self.eps))
 
@@ -86,10 +89,8 @@ class LayerNorm(nn.Module):
         self.mults, self.adds = nn.Parameter(torch.ones(nf or ())), nn.Parameter(torch.zeros(nf or ()))
 
     def forward(self, x):
-        if x.dim() < 2 or self.nf: _check('LayerNorm', x, self.nf or 1)
-        x = _standardize(x, tuple(range(1, x.dim())), self.eps)
-        if self.nf: return x*_per_channel(self.mults, x) + _per_channel(self.adds, x)
-        return x*self.mults + self.adds
+        _check(self, x)
+        return _scale(_standardize(x, tuple(range(1, x.dim())), self.eps), self.mults, self.adds)
 
     def extra_repr(self): return f"{'' if self.nf is None else f'{self.nf}, '}eps={self.eps:g}"
 
@@ -103,7 +104,7 @@ class InstanceNorm(_Affine):
         super().__init__(nf, eps, affine)
 
     def forward(self, x):
-        _check('InstanceNorm', x, self.nf)
+        _check(self, x)
         if math.prod(x.shape[2:]) < 2: raise ValueError(f"InstanceNorm cannot normalise {tuple(x.shape)}: each channel of an item has a single number there, which minus its own mean is 0. Take fewer layers of stride 2, larger images, or another norm")
         return self.scale(_standardize(x, tuple(range(2, x.dim())), self.eps))
 
@@ -121,7 +122,7 @@ class GroupNorm(_Affine):
         self.num_groups = num_groups
 
     def forward(self, x):
-        _check('GroupNorm', x, self.nf)
+        _check(self, x)
         groups = x.reshape(len(x), self.num_groups, -1)
         return self.scale(_standardize(groups, (2,), self.eps).reshape(x.shape))
 
@@ -147,8 +148,7 @@ def plot_norms(
     fig, axs = plt.subplots(1, len(norms), figsize=(2.7*len(norms), 3), subplot_kw=dict(projection='3d'), squeeze=False)
     for ax, (name, norm) in zip(axs[0], norms.items()):
         on = _partners(norm, shape).reshape(n, c, h*w).permute(1, 0, 2).numpy()   # x: channels, y: items, z: pixels
-        colors = [[['#0072B2' if p else '#e8e8e8' for p in row] for row in plane] for plane in on]
-        ax.voxels(np.ones_like(on), facecolors=np.array(colors), edgecolor='#555555', linewidth=0.3, shade=False)
+        ax.voxels(np.ones_like(on), facecolors=np.where(on, '#0072B2', '#e8e8e8'), edgecolor='#555555', linewidth=0.3, shade=False)
         ax.set(title=name, xlabel='C', ylabel='N', zlabel='H, W', xticks=[], yticks=[], zticks=[], box_aspect=(c, n, h*w*0.6))
         ax.view_init(elev=25, azim=-60); ax.invert_zaxis()
         for axis in (ax.xaxis, ax.yaxis, ax.zaxis): axis.labelpad = -12
@@ -176,7 +176,7 @@ class _RunningNorm(torch.autograd.Function):
         if dx is not None: dx.addcmul_(g, _per_channel(mults*ctx.invstd, x), value=1-ctx.k)
         return dx, dmults, dadds, None, None, None, None
 
-class RunningBatchNorm(nn.Module):
+class RunningBatchNorm(_Affine):
     "Normalises (N, C, ...) by running statistics also in training, so that batches may be small, even of one item (the lesson's own; the gradient is exact, statistics are never coarser than float32)"
     def __init__(self,
         nf:int,         # Channels, C
@@ -184,17 +184,15 @@ class RunningBatchNorm(nn.Module):
         eps:float=1e-5, # Added to the variance
         scaled:bool=True, # A larger momentum for a larger batch of n items, 1-(1-mom)/sqrt(n-1), as in the lesson? Else `mom` for all
     ):
-        super().__init__()
-        _positive('RunningBatchNorm', nf=nf)
+        super().__init__(nf, eps)
         if not 0 < mom <= 1: raise ValueError(f"RunningBatchNorm: mom is above 0 and at most 1, not {mom}")
-        self.nf, self.mom, self.eps, self.scaled = nf, mom, eps, scaled
-        self.mults, self.adds = nn.Parameter(torch.ones(nf)), nn.Parameter(torch.zeros(nf))
+        self.mom, self.scaled = mom, scaled
         self.register_buffer('means', torch.zeros(nf))
         self.register_buffer('vars', torch.ones(nf))
         self.count = 0.   # moving average of how many numbers a channel has in a batch: no tensor, as it depends on nothing but shapes
 
     def forward(self, x):
-        _check('RunningBatchNorm', x, self.nf)
+        _check(self, x)
         if x.dtype in (torch.float16, torch.bfloat16): return self._normalize(x.float(), self.mults.float(), self.adds.float()).to(x.dtype)
         return self._normalize(x, self.mults, self.adds)
 
@@ -228,7 +226,7 @@ def get_norm(
 ) -> nn.Module|None: # The layer, for images (N, nf, H, W); None for no norm
     "A norm by its name"
     if isinstance(norm, str):
-        if norm not in _norms: raise ValueError(f"There is no norm called '{norm}': choose one of {', '.join(_norms)}, or pass a function of the number of channels")
+        if norm not in _norms: raise ValueError(f"There is no norm called '{norm}': choose one of {', '.join(_norms)} (in Python also a function of the number of channels)")
         norm = _norms[norm]
     elif norm is not None and not callable(norm): raise TypeError(f"A norm is a name or a function of the number of channels, not {norm!r}")
     return None if norm is None else norm(nf)

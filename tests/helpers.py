@@ -43,3 +43,16 @@ class Raiser(Callback):
         if self.count != self.nth: return
         if self.trace is not None: self.trace.append('!')
         raise self.exc
+
+
+# how a lesson begins, on data that every machine has
+LESSON_DATA = '''
+from minifastai.all import *
+x_train, y_train, x_valid, y_valid = get_data('digits')
+x_train, x_valid = normalize_to(x_train, x_valid)
+train_ds, valid_ds = Dataset(x_train, y_train), Dataset(x_valid, y_valid)
+nh, bs = 50, 512
+c = y_train.max().item()+1
+loss_func = F.cross_entropy
+data = DataBunch(*get_dls(train_ds, valid_ds, bs), c)
+'''

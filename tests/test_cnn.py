@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import LESSON_DATA
 from torch import nn, optim
 
 from minifastai.callbacks import Callback, Learner, Runner
@@ -14,15 +15,7 @@ from minifastai.cnn import (BatchTransformXCallback, CudaCallback, GeneralRelu, 
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.norms import conv_layer
 
-LESSON = '''
-from minifastai.all import *
-x_train, y_train, x_valid, y_valid = get_data('digits')
-x_train, x_valid = normalize_to(x_train, x_valid)
-train_ds, valid_ds = Dataset(x_train, y_train), Dataset(x_valid, y_valid)
-nh, bs = 50, 512
-c = y_train.max().item()+1
-loss_func = F.cross_entropy
-data = DataBunch(*get_dls(train_ds, valid_ds, bs), c)
+LESSON = LESSON_DATA + '''
 cbfs = [Recorder, partial(AvgStatsCallback, accuracy)]
 cbfs.append(CudaCallback)
 mnist_view = view_tfm(1,28,28)

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import LESSON_DATA
 from torch import nn, optim
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,15 +18,7 @@ from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.lr_finder import lr_find
 from minifastai.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm, conv_layer, get_norm, plot_norms
 
-LESSON = '''
-from minifastai.all import *
-x_train, y_train, x_valid, y_valid = get_data('digits')
-x_train, x_valid = normalize_to(x_train, x_valid)
-train_ds, valid_ds = Dataset(x_train, y_train), Dataset(x_valid, y_valid)
-nh, bs = 50, 512
-c = y_train.max().item()+1
-loss_func = F.cross_entropy
-data = DataBunch(*get_dls(train_ds, valid_ds, bs), c)
+LESSON = LESSON_DATA + '''
 mnist_view = view_tfm(1,28,28)
 cbfs = [Recorder, partial(AvgStatsCallback, accuracy), CudaCallback, partial(BatchTransformXCallback, mnist_view)]
 nfs = [8,16,32,64,64]
