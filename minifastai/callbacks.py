@@ -534,6 +534,12 @@ def _metric_name(metric) -> str:
     f = metric.func if isinstance(metric, partial) else metric
     return getattr(f, '__name__', None) or camel2snake(type(f).__name__)
 
+def _numbers(os:list, device) -> Tensor:
+    "Numbers, or tensors of one number on `device`, as one tensor on the CPU, read in one go"
+    if all(isinstance(o, Tensor) and o.ndim == 0 for o in os): return torch.stack(os).cpu().double()   # the usual case: nothing is done for each of them
+    if not any(isinstance(o, Tensor) for o in os): return torch.tensor(os, dtype=torch.float64)
+    return torch.stack([torch.as_tensor(o, dtype=torch.float32, device=device).squeeze() for o in os]).cpu().double()
+
 def _unique(names:list[str]) -> list[str]:
     "`names`, the second of a name with a 2 behind it, and so on"
     return [n if names[:i].count(n) == 0 else f'{n}_{names[:i].count(n) + 1}' for i, n in enumerate(names)]
@@ -584,7 +590,7 @@ class AvgStats:
         "The mean loss, then each metric's; `nan` if there was no batch"
         if self._avg is None and self._losses:  # here, and only here, values are read from the device
             def mean(name, values, weights):
-                try: v, w = (torch.stack([torch.as_tensor(o, dtype=torch.float32, device=self._losses[0].device).squeeze() for o in os]).cpu().double() for os in (values, weights))
+                try: v, w = (_numbers(os, self._losses[0].device) for os in (values, weights))
                 except (TypeError, ValueError, RuntimeError) as e: raise TypeError(f"The metric {name} has to return one number, but returned {_describe(values[0])}") from e
                 if v.ndim > 1: raise TypeError(f"The metric {name} has to return one number, but returned {_describe(values[0])}")
                 return (v[w > 0] @ w[w > 0] / w.sum()).item()  # a batch of which nothing counts has loss 0/0

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from minifastai import data
-from minifastai.data import find_mnist, get_data
+from minifastai.data import find_mnist, get_data, get_test_data
 
 IMAGES, LABELS = data._train_files
+TEST_IMAGES, TEST_LABELS = data._test_files
 
 
 def idx(array):
@@ -29,6 +30,7 @@ def tiny_mnist(monkeypatch, tmp_path):
     "A stand-in for MNIST of the same shape but the number of images, its hashes known to the module; a cache of its own. Returns the files"
     rng = np.random.default_rng(0)
     files = {IMAGES: idx(rng.integers(0, 256, (60, 28, 28), dtype='u1')), LABELS: idx(np.arange(60, dtype='u1') % 10)}
+    files |= {TEST_IMAGES: idx(rng.integers(0, 256, (20, 28, 28), dtype='u1')), TEST_LABELS: idx(np.arange(20, dtype='u1') % 10)}
     monkeypatch.setattr(data, '_mnist_sha256', {name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
     monkeypatch.setattr(data, '_cache_dir', lambda: tmp_path/'cache')
     monkeypatch.delenv('MINIFASTAI_DATA', raising=False)
@@ -113,6 +115,17 @@ def test_get_data_downloads_into_the_cache(server, tmp_path, monkeypatch):
     assert x_train.shape == (50, 784) and y_valid.tolist() == list(range(10)) and x_train.max() < 1
     monkeypatch.setattr(data, '_download_mnist', None)  # it is not called again
     assert torch.equal(get_data()[0], x_train)
+
+
+def test_the_test_set_is_a_pair_of_its_own(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(data._download_mnist, '__defaults__', (data._train_files, (server('good'),)))
+    with pytest.raises(FileNotFoundError, match='Two ways'): get_test_data(download=False)
+    x, y = get_test_data()
+    assert x.shape == (20, 784) and y.tolist() == list(range(10))*2
+    assert names(data._cache_dir()) == sorted([f'{TEST_IMAGES}.gz', f'{TEST_LABELS}.gz'])   # the training files were not asked for
+    assert find_mnist() == {}
+    monkeypatch.setenv('MINIFASTAI_DATASET', 'digits')
+    with pytest.raises(ValueError, match='Only MNIST has a test set'): get_test_data()
 
 
 def test_search_order(tiny_mnist, tmp_path, monkeypatch):

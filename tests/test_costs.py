@@ -1,0 +1,141 @@
+"What a step may cost, counted instead of timed: calls of Python functions, operations of PyTorch, looks at a device's numbers. Counts are the same on a busy machine."
+import gc
+import sys
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn, optim
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minifastai.callbacks import AvgStatsCallback, Callback, Learner, Runner, accuracy
+from minifastai.data import DataBunch, Dataset, get_dls
+from minifastai.hooks import ActivationStats
+from minifastai.lr_finder import ParamScheduler, Recorder, sched_lin
+from minifastai.norms import RunningBatchNorm
+
+FEW, MANY = 10, 30   # steps: the difference of two fits has no set-up in it
+
+
+class Operations(TorchDispatchMode):
+    "Counts PyTorch's operations by name"
+    def __init__(self): super().__init__(); self.counts = Counter()
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.overloadpacket.__name__.startswith('_record_function'): self.counts[func.overloadpacket.__name__] += 1   # a profiler's marks
+        return func(*args, **(kwargs or {}))
+
+
+def calls(f) -> int:
+    "How often functions are called while `f` runs, those written in C included, those within PyTorch's Python code as well"
+    n = [0]
+    def count(frame, event, arg):
+        if event in ('call', 'c_call'): n[0] += 1
+    gc.collect(); gc.disable()   # what is thrown away may call something, too
+    sys.setprofile(count)
+    try: f()
+    finally: sys.setprofile(None); gc.enable()
+    return n[0]
+
+
+def operations(f) -> Counter:
+    with Operations() as ops: f()
+    return ops.counts
+
+
+def model(): return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def batches(n): return [(torch.randn(4, 6), torch.randint(3, (4,))) for _ in range(n)]
+
+
+def fit(cbs, n):
+    m, run = model(), Runner(cbs())
+    learn = Learner(m, optim.SGD(m.parameters(), lr=0.1), F.cross_entropy, DataBunch(batches(n), c=3))
+    run.show_stats = lambda *stats: None
+    return lambda: run.fit(1, learn)
+
+
+def by_hand(cbs, n):
+    m, dl = model(), batches(n); opt = optim.SGD(m.parameters(), lr=0.1)
+    keep = bool(cbs())
+    def f():
+        lrs, losses, accuracies = [], [], []
+        for xb, yb in dl:
+            pred = m(xb)
+            loss = F.cross_entropy(pred, yb)
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+            if keep: lrs.append(opt.param_groups[0]['lr']); losses.append(loss.detach()); accuracies.append((pred.detach().argmax(1) == yb).float().mean())
+    return f
+
+
+def total(counted) -> int: return counted.total() if isinstance(counted, Counter) else counted
+
+
+def a_step(count, make, cbs):
+    "What one more step costs"
+    make(cbs, 1)()   # what is done only once in a program
+    few, many = (min((count(make(cbs, n)) for _ in range(3)), key=total) for n in (FEW, MANY))   # what happens now and then is left out
+    if isinstance(few, Counter): return {k: (many[k] - few[k])/(MANY - FEW) for k in many if many[k] != few[k]}
+    return (many - few)/(MANY - FEW)
+
+
+def nothing(): return []
+def books(): return [Recorder(), AvgStatsCallback(accuracy)]
+
+
+# more than by hand: measured on Python 3.11, and a tenth for other versions
+@pytest.mark.parametrize('cbs, most', [(nothing, 26), (books, 104), (lambda: [*books(), ParamScheduler('lr', sched_lin(0.1, 0.01))], 130)])
+def test_calls_of_functions_a_step(cbs, most):
+    ours, hand = a_step(calls, fit, cbs), a_step(calls, by_hand, cbs)
+    assert 0 < ours - hand <= most, (ours, hand)
+
+
+class Listens(Callback):
+    def __init__(self, i): self.name = f'listens_{i}'
+    def begin_batch(self): pass
+    def after_batch(self): pass
+
+
+def test_a_callback_costs_a_call_for_each_event_it_listens_to():
+    one, eleven = (a_step(calls, fit, lambda: [Listens(i) for i in range(n)]) for n in (1, 11))
+    assert eleven - one == 10*2
+
+
+def test_a_step_without_callbacks_is_the_same_operations_as_by_hand():
+    assert a_step(operations, fit, nothing) == a_step(operations, by_hand, nothing)
+
+
+def test_books_add_four_operations_and_never_look():
+    "Two to count labels that are not ignored, and two more `detach`, which take next to nothing"
+    ours, hand = a_step(operations, fit, books), a_step(operations, by_hand, books)
+    assert sum(ours.values()) - sum(hand.values()) <= 4, {k: (ours.get(k), hand.get(k)) for k in ours | hand if ours.get(k) != hand.get(k)}
+    assert '_local_scalar_dense' not in ours   # .item(), a wait for the device
+
+
+def test_watching_layers_never_looks():
+    ours = a_step(operations, fit, lambda: [ActivationStats()])
+    assert '_local_scalar_dense' not in ours
+
+
+def test_a_batch_of_data_is_two_operations():
+    ds = Dataset(torch.randn(64, 6), torch.randint(3, (64,)))
+    dl, _ = get_dls(ds, ds, 2)
+    def through():
+        for _ in dl: pass
+    counts = operations(through)
+    assert counts['index'] == 2*32
+    assert counts.total() <= 2*32 + 6, counts   # and the permutation, and its parts, once
+
+
+@pytest.mark.parametrize('shape', [(2, 16, 7, 7), (64, 3, 5)])
+def test_operations_of_the_running_norm(shape):
+    def once(layer):
+        x = torch.randn(shape, requires_grad=True)
+        with Operations() as ops: layer(x).sum().backward()
+        return ops.counts
+    ours, theirs = once(RunningBatchNorm(shape[1])), once(nn.BatchNorm2d(shape[1]) if len(shape) == 4 else nn.BatchNorm1d(shape[1]))
+    assert ours.total() - theirs.total() <= 22, ours
+    assert ours['native_batch_norm_backward'] == 1 and '_local_scalar_dense' not in ours
