@@ -12,12 +12,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 p
 setup_files := settings.ini setup.py pyproject.toml constraints.txt
 base := $(VENV)/.ready-$(TORCH)
 
-.PHONY: help train test site lab export clean
+.PHONY: help train test site lab bench export clean
 help:
 	@echo "make train   train the lesson's network (ARGS='--epochs 3' passes options; ARGS=--help lists them)"
 	@echo "make test    run all tests, notebooks included (ARGS='-k 04' passes options to pytest)"
 	@echo "make site    build the documentation site into _site/"
 	@echo "make lab     open the course in JupyterLab"
+	@echo "make bench   time the package against loops by hand and its peers, and write benchmarks/results.md (five minutes; ARGS=--all for the recipes as well)"
 	@echo "make export  write the package minifastai/ anew from the notebooks"
 	@echo "make clean   remove what was built, .venv included; runs/ is kept"
 
@@ -34,6 +35,9 @@ site: $(base)-docs
 
 lab: $(base)-dev
 	$(BIN)/jupyter lab nbs
+
+bench: $(base)-bench
+	$(BIN)/python benchmarks/report.py $(ARGS)
 
 export: $(base)-dev
 	$(BIN)/nbdev-clean
@@ -55,6 +59,10 @@ $(base): $(BIN)/python $(setup_files)
 
 $(base)-dev: $(base)
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(base)-bench: $(base)
+	$(PIP) -e '.[bench]'
 	@touch $@
 
 $(base)-docs: $(base)

@@ -3,13 +3,12 @@
 The two layers of each pair take turns step by step, so that both see the same machine; each time is a median, with gradients for inputs and parameters, which are cleared before each step.
 Run it with nothing else going on: python benchmarks/norms.py [--threads 1]
 """
-import argparse
-import platform
 import statistics
 import time
 from functools import partial
 
 import torch
+from common import claim, options, where
 from torch import nn
 
 from minifastai.cnn import default_device
@@ -70,18 +69,17 @@ PAIRS = {'running': (RunningBatchNorm, nn.BatchNorm2d), 'by autograd': (Plain, n
          'LayerNorm': (LayerNorm, partial(nn.GroupNorm, 1)), 'InstanceNorm': (InstanceNorm, partial(nn.InstanceNorm2d, affine=True)), 'GroupNorm': (partial(GroupNorm, 4), partial(nn.GroupNorm, 4))}
 
 
-def main(threads:int):
-    torch.set_num_threads(threads)
+def main():
     device = default_device()
-    where = torch.cuda.get_device_name() if device.type == 'cuda' else f'{device}, {platform.machine()}'
-    print(f'PyTorch {torch.__version__}, {where}, {threads} threads; forward and backward, times those of nn.BatchNorm2d, or of PyTorch\'s layer of that kind')
+    print(f"{where()}; forward and backward, times those of nn.BatchNorm2d, or of PyTorch's layer of that kind")
     print(f"{'':14}{'nn.BatchNorm2d':>16}" + ''.join(f'{name:>15}' for name in PAIRS))
     for shape in SHAPES:
         times = {name: clock([make(shape[1]).to(device) for make in pair], shape, device) for name, pair in PAIRS.items()}
-        print(f"{'x'.join(map(str, shape)):14}{times['running'][1]*1e6:13.0f} us" + ''.join(f'{ours/theirs:14.2f}x' for ours, theirs in times.values()), flush=True)
+        name = 'x'.join(map(str, shape))
+        print(f"{name:14}{times['running'][1]*1e6:13.0f} us" + ''.join(f'{ours/theirs:14.2f}x' for ours, theirs in times.values()), flush=True)
+        claim(f'a step of the running norm at {name}, times nn.BatchNorm2d', 1.3, times['running'][0]/times['running'][1])
 
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='threads of PyTorch')
-    main(p.parse_args().threads)
+    options(__doc__)
+    main()

@@ -3,15 +3,12 @@
 Every other batch is watched, so that both kinds see the same machine; the hooks are attached throughout. As a check, a fit without any hook is timed as well.
 Run it with nothing else going on: python benchmarks/telemetry.py [--threads 1]
 """
-import argparse
-import os
-import platform
 import statistics
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
+from common import claim, options, where
 from torch import optim
 
 from minifastai.callbacks import Callback, Learner, Runner
@@ -34,12 +31,10 @@ class Clock(Callback):
     def after_batch(self): self.seconds.append(self._now() - self.start)
 
 
-def main(threads:int, steps:int):
-    torch.set_num_threads(threads)
+def main(steps:int):
     device = default_device()
     data = DataBunch([(torch.randn(512, 1, 28, 28, device=device), torch.randint(10, (512,), device=device)) for _ in range(4)]*(steps//4), c=10)
-    where = torch.cuda.get_device_name() if device.type == 'cuda' else f'{device}, {platform.machine()}'
-    print(f'PyTorch {torch.__version__}, {where}, {threads} threads; batches of 512, {steps} steps')
+    print(f'{where()}; batches of 512, {steps} steps')
     for name, layer, kwargs in (('ReLU', conv2d, {}), ('GeneralRelu', conv_layer, dict(bn=False, leak=0.1, sub=0.4, maxv=6.))):
         seconds = {}
         for what, cbs in (('none', []), ('stats', [ActivationStats(every=2)])):
@@ -53,13 +48,7 @@ def main(threads:int, steps:int):
         q = len(ratios)//4
         print(f"{name:12} {statistics.median(unwatched)*1e3:6.2f} ms, watched {statistics.median(watched)*1e3:6.2f} ms: {statistics.median(ratios):.3f}x "
               f"(quartiles {ratios[q]:.3f} to {ratios[-q]:.3f}); without hooks {statistics.median(seconds['none'])*1e3:.2f} ms")
+        claim(f'a step with telemetry of every layer ({name}), times one without', 1.1, statistics.median(ratios))
 
 
-if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='threads of PyTorch')
-    p.add_argument('--steps', type=int, default=600, help='training steps')
-    a = p.parse_args()
-    steady = {'MALLOC_MMAP_THRESHOLD_': str(2**30), 'MALLOC_TRIM_THRESHOLD_': str(2**32)}   # else glibc returns memory to the system in some steps and not in others, which costs more than what is measured
-    if sys.platform == 'linux' and not steady.keys() <= os.environ.keys(): os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | steady)
-    main(a.threads, a.steps)
+if __name__ == '__main__': main(options(__doc__, steps=600).steps)

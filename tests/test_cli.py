@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
-from minifastai.cli import _network
-from minifastai.cnn import get_cnn_model
 from minifastai.data import DataBunch
+from minifastai.recipes import RECIPES
 
 root = Path(__file__).parent.parent
 COMMAND = str(Path(sys.executable).with_name('minifastai-train'))
@@ -55,12 +55,31 @@ def test_it_learns(tmp_path):
 
 @pytest.mark.parametrize('norm', ['running', 'layer', 'instance', 'group', 'none'])
 def test_any_norm(tmp_path, norm):
-    done = train('--dataset', 'digits', '--epochs', '6', '--norm', norm, '--out', 'run', cwd=tmp_path)
+    done = train('--recipe', 'lesson', '--dataset', 'digits', '--bs', '64', '--epochs', '6', '--norm', norm, '--out', 'run', cwd=tmp_path)
     assert float(re.search(r'Validation accuracy ([\d.]+)', done.stdout)[1]) > 0.35, done.stdout + done.stderr
     with safe_open(tmp_path/'run'/'model.safetensors', 'pt') as f:
         assert json.loads(f.metadata()['minifastai'])['norm'] == norm
-        model = get_cnn_model(DataBunch([], c=10), n_in=1, **(_network | dict(norm=norm)))
-        model.load_state_dict({k: f.get_tensor(k) for k in f.keys()})
+        one = DataBunch([(torch.zeros(1, 1, 28, 28), torch.zeros(1))], c=10)
+        RECIPES['lesson'].learn_run(one, norm=norm)[0].model.load_state_dict({k: f.get_tensor(k) for k in f.keys()})
+
+
+@pytest.mark.parametrize('recipe, seconds', [('one-epoch', 60), ('eight-epochs', 60), ('lesson', 60)])
+def test_recipes(tmp_path, recipe, seconds):
+    done = train('--recipe', recipe, '--dataset', 'digits', '--out', 'run', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(open(tmp_path/'run'/'history.csv')))
+    assert len(rows) == RECIPES[recipe].epochs
+    looks = re.search(r'and ([\d.]+) by (\d) looks', done.stdout)
+    assert bool(looks) == (len(RECIPES[recipe].views) > 1), done.stdout
+    with safe_open(tmp_path/'run'/'model.safetensors', 'pt') as f: assert json.loads(f.metadata()['minifastai'])['recipe'] == recipe
+    if recipe == 'eight-epochs': assert float(looks[1]) > 0.97
+
+
+def test_a_recipe_with_other_settings(tmp_path):
+    done = train('--recipe', 'one-epoch', '--epochs', '2', '--bs', '128', '--lr', '0.2', '--momentum', '0.8', '--norm', 'group', '--dataset', 'digits', '--out', 'run', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(open(tmp_path/'run'/'batches.csv')))
+    assert len(rows) == 2*12 and 0.15 < max(float(r['lr']) for r in rows) <= 0.2
 
 
 def test_falls_back_once_and_says_so(tmp_path):
@@ -76,7 +95,7 @@ def test_falls_back_once_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize('args, message', [
-    (['--epochs', '0'], '--epochs has to be at least 1'), (['--bs', '-3'], '--bs has to be at least 1'), (['--lr', '0'], '--lr has to be above 0'), (['--norm', 'bach'], "--norm: There is no norm called 'bach': choose one of batch, running"),
+    (['--epochs', '0'], '--epochs has to be at least 1'), (['--bs', '-3'], '--bs has to be at least 1'), (['--lr', '0'], '--lr has to be above 0'), (['--recipe', 'two-epochs'], "no recipe called 'two-epochs': choose one of one-epoch"), (['--norm', 'bach'], "--norm: There is no norm called 'bach': choose one of batch, running"),
     (['--momentum', '-1'], '--momentum has to be'), (['--seed', str(2**80)], '--seed has to be'), (['--device', 'meta'], 'computes nothing'),
     (['--dataset', 'mnits'], "no data set 'mnits'"), (['--device', 'gpu'], 'gpu'), (['--data', 'nowhere'], 'MNIST is not in nowhere'),
     (['--dataset', 'digits', '--out', 'taken'], 'holds another run')])

@@ -18,7 +18,7 @@ import minifastai
 root = Path(__file__).parent.parent
 notebooks = sorted(p for folder in ('nbs', 'nbs/modules') for p in (root/folder).glob('*.ipynb') if not p.name.startswith(('_', '.')))
 modules = sorted(p for p in (root/'minifastai').glob('*.py') if not p.name.startswith('_'))
-CHAPTERS = ['data', 'callbacks', 'losses', 'lr_finder', 'cnn', 'hooks', 'norms', 'checkpoint', 'cli', 'all']   # imports go from right to left
+CHAPTERS = ['data', 'callbacks', 'losses', 'lr_finder', 'cnn', 'hooks', 'norms', 'augment', 'recipes', 'checkpoint', 'cli', 'all']   # imports go from right to left
 SITE_WIDE = ('all',)
 
 
@@ -118,7 +118,7 @@ def test_setup_py_sets_every_dynamic_field():
     meta = distribution('minifastai').metadata
     cfg = config()
     assert meta['Version'] == cfg['version'] and meta['Summary'] == cfg['description'] and meta['Author'] == cfg['author']
-    assert {'digits', 'dev', 'docs'} <= set(meta.get_all('Provides-Extra'))
+    assert {'digits', 'dev', 'docs', 'bench'} <= set(meta.get_all('Provides-Extra'))
     assert any(r.startswith('torch') for r in meta.get_all('Requires-Dist'))
     assert any(ep.name == 'minifastai-train' for ep in entry_points(group='console_scripts')) and any(ep.name == 'minifastai' for ep in entry_points(group='nbdev'))
 

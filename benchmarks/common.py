@@ -1,0 +1,62 @@
+"What the benchmarks share: a steady allocator, a line that says where they ran, medians with their spread."
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from minifastai.cnn import default_device
+
+
+def options(doc:str, threads:int|None=None, **numbers:int) -> argparse.Namespace:
+    "The options of a script: `--threads`, and one for each of `numbers`, which are the defaults. Sets PyTorch's threads, and starts the program anew with a steady allocator where it has not got one"
+    p = argparse.ArgumentParser(description=doc.split('\n')[0])
+    p.add_argument('--threads', type=int, default=threads or torch.get_num_threads(), help="PyTorch's threads (%(default)s)")
+    for name, default in numbers.items(): p.add_argument(f'--{name}', type=int, default=default, help='(%(default)s)')
+    args = p.parse_args()
+    steady = {'MALLOC_MMAP_THRESHOLD_': str(2**30), 'MALLOC_TRIM_THRESHOLD_': str(2**32)}   # else glibc returns memory to the system in some steps and not in others, which costs more than what is measured
+    if sys.platform == 'linux' and not steady.keys() <= os.environ.keys(): os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | steady)
+    torch.set_num_threads(args.threads)
+    return args
+
+
+def where(*packages:str) -> str:
+    "Versions, device and threads, for the first line of a result"
+    def of(p):
+        try: return f'{p} {version(p)}'
+        except PackageNotFoundError: return f'{p}: not installed'
+    device = default_device()
+    name = torch.cuda.get_device_name() if device.type == 'cuda' else f'{device}, {platform.machine()}'
+    return ', '.join([f'PyTorch {torch.__version__}', *map(of, packages), name, f"{torch.get_num_threads()} thread{'s'*(torch.get_num_threads() != 1)}"])
+
+
+def spread(values:list[float], form:str='.3f') -> str:
+    "The median, with the quartiles behind it"
+    q1, q2, q3 = statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else [values[0]]*3
+    return f'{q2:{form}} ({q1:{form}} to {q3:{form}})'
+
+
+def claim(name:str, target:float, value:float, how:str='<='):
+    "A line for the report's table: is `value` at most (at least) the target?"
+    print(f'=> {name} | {how} | {target:g} | {value:.4g}')
+
+
+def ratios(ours:list[float], theirs:list[float]) -> list[float]:
+    "Round by round, as both saw the same machine then"
+    return [a/b for a, b in zip(ours, theirs)]
+
+
+class Batches:
+    "A list of batches that knows how long a pass over it took: from when the first one was asked for until the step on the last one was done"
+    def __init__(self, batches:list): self.batches, self.seconds = batches, None
+
+    def __len__(self): return len(self.batches)
+
+    def __iter__(self):
+        start = time.perf_counter()
+        yield from self.batches
+        self.seconds = time.perf_counter() - start
