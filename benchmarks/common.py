@@ -51,12 +51,18 @@ def ratios(ours:list[float], theirs:list[float]) -> list[float]:
 
 
 class Batches:
-    "A list of batches that knows how long a pass over it took: from when the first one was asked for until the step on the last one was done"
-    def __init__(self, batches:list): self.batches, self.seconds = batches, None
+    "A list of batches that notes when each was asked for"
+    def __init__(self, batches:list): self.batches, self.asked = batches, []
 
     def __len__(self): return len(self.batches)
 
     def __iter__(self):
-        start = time.perf_counter()
-        yield from self.batches
-        self.seconds = time.perf_counter() - start
+        self.asked = []
+        for b in self.batches:
+            self.asked.append(time.perf_counter())
+            yield b
+
+    @property
+    def per_step(self) -> float:
+        "Seconds from one batch to the next, on average over the last pass. (Who trains need not ask for more than there are, so the last step's end is not known)"
+        return (self.asked[-1] - self.asked[0])/(len(self.asked) - 1)

@@ -43,7 +43,7 @@ def turns(makers, batches, rounds) -> list[list[float]]:
     found = []
     for i in range(rounds + 1):
         for fit in fits: fit()
-        if i: found.append([loader.seconds/len(batches) for loader in loaders])
+        if i: found.append([loader.per_step for loader in loaders])
     return list(zip(*found))
 
 

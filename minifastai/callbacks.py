@@ -510,15 +510,17 @@ def _batch_size(b) -> int|None:
     if isinstance(b, dict): return next((_batch_size(v) for v in b.values()), None)
     if isinstance(b, (tuple, list)): return _batch_size(b[0]) if b and isinstance(b[0], (Tensor, tuple, list)) else len(b)
 
-def _denominator(loss_func:Callable, yb) -> int|Tensor|None:
-    "What the mean loss of a batch was divided by, where that is not the number of items: the loss says so itself, or it weighs classes or ignores labels"
+def _denominator(loss_func:Callable) -> Callable:
+    "A function of the targets: what the mean loss of a batch was divided by, None for the number of items. The loss says so itself, or it weighs classes or ignores labels"
     f, settings = (loss_func.func, loss_func.keywords) if isinstance(loss_func, partial) else (loss_func, {})
-    if hasattr(f, 'denominator'): return f.denominator(yb)
-    by_class = f in (F.cross_entropy, F.nll_loss) or isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss))
-    if not by_class or not isinstance(yb, Tensor) or yb.is_floating_point(): return None
-    weight = settings.get('weight', getattr(f, 'weight', None))
-    counts = yb != settings.get('ignore_index', getattr(f, 'ignore_index', -100))
-    return counts.sum() if weight is None else (weight[yb.where(counts, 0)]*counts).sum()
+    if hasattr(f, 'denominator'): return f.denominator
+    if not (f in (F.cross_entropy, F.nll_loss) or isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss))): return lambda yb: None
+    def of(yb):
+        if not isinstance(yb, Tensor) or yb.is_floating_point(): return None
+        weight = settings.get('weight', getattr(f, 'weight', None))
+        counts = yb != settings.get('ignore_index', getattr(f, 'ignore_index', -100))
+        return counts.sum() if weight is None else (weight[yb.where(counts, 0)]*counts).sum()
+    return of
 
 def _is_sum(loss_func:Callable) -> bool:
     "Does the loss add up its items' losses, rather than average them?"
@@ -555,6 +557,7 @@ class AvgStats:
         for m in metrics:
             if not callable(m) and not _is_stateful(m): raise TypeError(f"A metric has to be a function of (pred, yb), or an object with update, compute and reset, not {m!r}")
         self.metrics, self.in_train = [copy.deepcopy(m) if _is_stateful(m) else m for m in metrics], in_train
+        self._stateful, self._loss_func = [_is_stateful(m) for m in metrics], None
         self.reset()
 
     def reset(self):
@@ -569,12 +572,14 @@ class AvgStats:
         "Add the runner's batch"
         pred, yb, loss = _detached(run.pred), run.yb, run.loss.detach()
         size = _batch_size(yb) or _batch_size(run.xb) or 1
-        weight = _denominator(run.loss_func, yb)
-        if _is_sum(run.loss_func): loss, weight = loss/size, size
+        if run.loss_func is not self._loss_func:   # what it is divided by is found out once, not for each batch
+            self._loss_func, self._sum, self._divided_by = run.loss_func, _is_sum(run.loss_func), _denominator(run.loss_func)
+        weight = self._divided_by(yb)
+        if self._sum: loss, weight = loss/size, size
         self._losses.append(loss); self._weights.append(size if weight is None else weight); self._sizes.append(size)
         values = []
-        for m in self.metrics:
-            if not _is_stateful(m): values.append(_detached(m(pred, yb))); continue
+        for m, stateful in zip(self.metrics, self._stateful):
+            if not stateful: values.append(_detached(m(pred, yb))); continue
             if len(self._sizes) == 1 and hasattr(m, 'to'): m.to(loss.device)
             m.update(pred, yb)
         self._values.append(values)
@@ -603,6 +608,8 @@ class AvgStats:
                                                                      for n, m in zip(self.names[1:], self.metrics)]
         return self._avg or [float('nan')]*(1 + len(self.metrics))
 
+    def __getstate__(self): return vars(self) | dict(_loss_func=None, _divided_by=None)   # a copy finds out anew
+
     def __repr__(self):
         if not self._losses: return ''
         return f"{'train' if self.in_train else 'valid'}: " + ', '.join(f'{n} {v:.4f}' for n, v in zip(self.names, self.avg_stats))
@@ -616,7 +623,7 @@ class AvgStatsCallback(Callback):
         self.train_stats, self.valid_stats = AvgStats(metrics, True), AvgStats(metrics, False)
 
     def begin_epoch(self): self.train_stats.reset(); self.valid_stats.reset()
-    def after_batch(self): (self.train_stats if self.in_train else self.valid_stats).accumulate(self.run)
+    def after_batch(self): (self.train_stats if self.run.in_train else self.valid_stats).accumulate(self.run)
     def after_epoch(self): self.run.show_stats(*self._seen())
     def _seen(self): return [s for s in (self.train_stats, self.valid_stats) if s._losses]
 

@@ -6,7 +6,6 @@
 __all__ = ['RECIPES', 'ResBlock', 'res_layer', 'AverageWeightsCallback', 'Recipe']
 
 # %% ../nbs/08_beat_98.ipynb #f04c2817
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +67,6 @@ class AverageWeightsCallback(Callback):
 
     @torch.no_grad()
     def _swap(self):
-        if not self.averaged.n_averaged: return
         for kind in ('parameters', 'buffers'):
             for p, q in zip(getattr(self.model, kind)(), getattr(self.averaged.module, kind)()):
                 old = p.clone(); p.copy_(q); q.copy_(old)

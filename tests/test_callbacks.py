@@ -444,3 +444,23 @@ def test_helpers_may_have_names_of_their_own(helper):
                                   'beginfit', 'begin_batches', 'afterLoss', 'epoch_end', 'cleanup_fit', 'clean_up_batch', 'after_validate', 'after_backwards', 'begn_epoch', 'after_cancel', 'before_backward'])
 def test_names_that_look_like_events(typo):
     with pytest.raises(ValueError, match=f"{typo} is never called.*Did you mean '[a-z_]+'"): Runner(type('Typo', (Callback,), {typo: lambda self: None})())
+
+
+def test_averages_can_be_pickled_after_a_fit_with_any_loss():
+    x, y = torch.randn(6, 3), torch.randint(2, (6,))
+    model = nn.Linear(3, 2)
+    learn = Learner(model, optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, DataBunch([(x, y)]))
+    learn.loss_func = lambda pred, yb: F.cross_entropy(pred, yb)
+    stats = AvgStatsCallback(accuracy)
+    run = Runner([stats]); run.show_stats = lambda *stats: None
+    run.fit(1, learn)
+    again = pickle.loads(pickle.dumps(stats))
+    assert again.train_stats.avg_stats == stats.train_stats.avg_stats
+    learn.loss_func = nn.CrossEntropyLoss(ignore_index=1)    # another loss, the same callback: weighted anew
+    learn.data = DataBunch([(x, torch.tensor([0, 1, 1, 1, 1, 1])), (x, torch.zeros(6, dtype=torch.int64))])
+    learn.opt.param_groups[0]['lr'] = 0.
+    for s in (stats, again):
+        run = Runner([s]); run.show_stats = lambda *stats: None
+        run.fit(1, learn)
+        expected = F.cross_entropy(model(torch.cat([x[:1], x])), torch.zeros(7, dtype=torch.int64)).item()
+        assert s.train_stats.avg_stats[0] == pytest.approx(expected)

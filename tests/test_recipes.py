@@ -147,6 +147,14 @@ def test_a_recipe_changes_one_thing_at_a_time():
         assert isinstance(run.mine, Callback)
 
 
+def test_cropping_leaves_out_the_border_and_nothing_else():
+    model = Recipe(epochs=1, bs=4, lr=0.1, nfs=(4, 8), crop=2).learn_run(DataBunch([(torch.zeros(4, 1, 12, 12), torch.zeros(4))], None, 5))[0].model.eval()
+    x = torch.randn(1, 1, 12, 12, requires_grad=True)
+    model(x).sum().backward()
+    seen = x.grad[0, 0] != 0
+    assert not seen[:2].any() and not seen[-2:].any() and not seen[:, :2].any() and not seen[:, -2:].any() and seen[2:-2, 2:-2].float().mean() > 0.5
+
+
 def test_nobody_looks_at_the_test_set_before_the_end():
     "Its function is called in chapter 08's last section alone; no module, benchmark or command calls it"
     calls = []
