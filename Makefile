@@ -14,7 +14,7 @@ base := $(VENV)/.ready-$(TORCH)
 
 .PHONY: help train test site lab bench export clean
 help:
-	@echo "make train   train the lesson's network (ARGS='--epochs 3' passes options; ARGS=--help lists them)"
+	@echo "make train   train chapter 08's network (ARGS='--epochs 3' passes options; ARGS=--help lists them)"
 	@echo "make test    run all tests, notebooks included (ARGS='-k 04' passes options to pytest)"
 	@echo "make site    build the documentation site into _site/"
 	@echo "make lab     open the course in JupyterLab"

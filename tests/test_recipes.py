@@ -156,7 +156,7 @@ def test_cropping_leaves_out_the_border_and_nothing_else():
 
 
 def test_nobody_looks_at_the_test_set_before_the_end():
-    "Its function is called in chapter 08's last section alone; no module, benchmark or command calls it"
+    "Its function may be called in chapter 08's section about it alone; no module, benchmark or command calls it"
     calls = []
     for nb in (root/'nbs').glob('**/*.ipynb'):
         if '.ipynb_checkpoints' in str(nb): continue
@@ -168,6 +168,6 @@ def test_nobody_looks_at_the_test_set_before_the_end():
                 if 'test_fail(lambda: get_test_data' in source: continue    # chapter 00: what it refuses
                 calls.append((nb.stem, any('## The test set' in h for h in headings[:i])))
             assert 't10k' not in source or nb.stem == '00_data', nb
-    assert [c for c in calls if c[0] != '00_data'] == [('08_beat_98', True)]
+    assert all(c == ('08_beat_98', True) for c in calls if c[0] != '00_data'), calls
     for path in [*(root/'minifastai').glob('*.py'), *(root/'benchmarks').glob('*.py')]:
         assert 'get_test_data(' not in path.read_text(encoding='utf-8').replace('def get_test_data(', '').replace("get_test_data('mnist')", ''), path
