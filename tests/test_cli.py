@@ -37,7 +37,7 @@ def test_files_and_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path/'run').iterdir()} == FILES
     rows = list(csv.DictReader(open(tmp_path/'run'/'history.csv')))
-    assert [r['epoch'] for r in rows] == ['0', '1'] and len(list(csv.DictReader(open(tmp_path/'run'/'batches.csv')))) == 2*23
+    assert [r['epoch'] for r in rows] == ['0', '1'] and len(list(csv.DictReader(open(tmp_path/'run'/'batches.csv')))) == 2*12
     assert re.search(r'epoch +train_loss +train_accuracy +valid_loss +valid_accuracy +seconds\n +0( +[\d.]+){5}\n +1( +[\d.]+){5}\n', done.stdout)
     assert all((tmp_path/'run'/f).read_bytes().startswith(b'\x89PNG') for f in FILES if f.endswith('png'))
 
