@@ -16,7 +16,7 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .augment import AugmentCallback, TTA, as_it_is, predict, random_affine, shift_views
 from .callbacks import Callback, Learner, Runner, listify
-from .cnn import get_cnn_model, init_cnn
+from .cnn import get_cnn_model, get_runner, init_cnn
 from .data import DataBunch
 from .lr_finder import ParamScheduler, combine_scheds, sched_lin
 from .norms import conv_layer
@@ -100,15 +100,13 @@ class Recipe:
         init_cnn(model)
         if self.crop: model.insert(0, nn.ZeroPad2d(-self.crop))
         if self.channels_last: model.to(memory_format=torch.channels_last)
-        opt = optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay)
         own = []
         if self.warm_up is not None:
             own.append(ParamScheduler('lr', combine_scheds([self.warm_up, 1 - self.warm_up], [sched_lin(self.lr/5, self.lr), sched_lin(self.lr, self.lr/100)])))
         if self.augment is not None: own.append(AugmentCallback(self.augment))
         if self.average is not None: own.append(AverageWeightsCallback(self.average))
-        cbs = listify(cbs)
-        made = [cb for cb in cbs if isinstance(cb, Callback)]
-        return Learner(model, opt, partial(F.cross_entropy, label_smoothing=self.smoothing), data), Runner([*own, *made], [cb for cb in cbs if not isinstance(cb, Callback)])
+        return get_runner(model, data, self.lr, [*own, *listify(cbs)], partial(optim.SGD, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay),
+                          partial(F.cross_entropy, label_smoothing=self.smoothing))
 
     def predict(self,
         model:nn.Module, # What `learn_run` made, trained
