@@ -8,6 +8,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+import torch.nn.functional as F
 
 from minifastai.cnn import default_device
 
@@ -48,6 +49,25 @@ def claim(name:str, target:float, value:float, how:str='<='):
 def ratios(ours:list[float], theirs:list[float]) -> list[float]:
     "Round by round, as both saw the same machine then"
     return [a/b for a, b in zip(ours, theirs)]
+
+
+def by_hand(model, opt, batches, books:bool=True) -> list[float]|None:
+    "The loop that everybody is compared with: a pass over `batches`; with `books` it keeps each step's loss, accuracy and learning rate, and gives the means of the first two"
+    lrs, losses, accuracies, sizes = [], [], [], []
+    for xb, yb in batches:
+        pred = model(xb)
+        loss = F.cross_entropy(pred, yb)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        if not books: continue
+        lrs.append(opt.param_groups[0]['lr'])
+        losses.append(loss.detach())
+        accuracies.append((pred.detach().argmax(1) == yb).float().mean())
+        sizes.append(len(yb))
+    if not books: return
+    n = torch.tensor(sizes, dtype=torch.float64)
+    return [(torch.stack(v).cpu().double() @ n/n.sum()).item() for v in (losses, accuracies)]
 
 
 class Batches:

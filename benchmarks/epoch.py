@@ -8,8 +8,7 @@ import time
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from common import claim, options, ratios, spread, where
+from common import by_hand, claim, options, ratios, spread, where
 from torch import optim
 
 from minifastai.callbacks import AvgStatsCallback, accuracy
@@ -21,28 +20,17 @@ from minifastai.norms import conv_layer
 NFS, BS = [8, 16, 32, 64, 64], 512
 
 
-def by_hand(x, y):
+def hand(x, y):
     x = x.view(-1, 1, 28, 28)
     model = get_cnn_model(DataBunch([(x, y)], c=10), NFS, conv_layer, n_in=1).to(x.device, memory_format=torch.channels_last)
     init_cnn(model)
     opt = optim.SGD(model.parameters(), lr=0.1)
-    def fit():
-        model.train()
-        lrs, losses, accuracies, sizes = [], [], [], []
-        for i in torch.randperm(len(x), device=x.device).split(BS):
-            xb, yb = x[i], y[i]
-            pred = model(xb)
-            loss = F.cross_entropy(pred, yb)
-            loss.backward()
-            opt.step()
-            opt.zero_grad()
-            lrs.append(opt.param_groups[0]['lr'])
-            losses.append(loss.detach())
-            accuracies.append((pred.detach().argmax(1) == yb).float().mean())
-            sizes.append(len(yb))
-        n = torch.tensor(sizes, dtype=torch.float64)
-        return [(torch.stack(v).cpu().double() @ n/n.sum()).item() for v in (losses, accuracies)]
-    return fit
+    return lambda: by_hand(model, opt, indexed(x, y))
+
+
+def indexed(x, y):
+    "The shortest way to shuffled batches"
+    return ((x[i], y[i]) for i in torch.randperm(len(x), device=x.device).split(BS))
 
 
 def ours(x, y, channels_last:bool):
@@ -65,7 +53,7 @@ def main(rounds:int):
     except FileNotFoundError: x, y = torch.randn(50_000, 784), torch.randint(10, (50_000,))
     x, y = x.to(default_device()), y.to(default_device())
     print(where())
-    fits = {'by hand': by_hand(x, y), 'ours': ours(x, y, True), "ours, model left in PyTorch's order": ours(x, y, False)}
+    fits = {'by hand': hand(x, y), 'ours': ours(x, y, True), "ours, model left in PyTorch's order": ours(x, y, False)}
     times = {name: [] for name in fits}
     for i in range(rounds + 1):
         for name, fit in fits.items():
@@ -75,11 +63,9 @@ def main(rounds:int):
     claim("an epoch of chapter 07's network, times that by hand", 1.05, statistics.median(ratios(times['ours'], times['by hand'])))
 
     dl, _ = get_dls(Dataset(x, y), Dataset(x[:1], y[:1]), BS)
-    def loader():
-        for xb, yb in dl: pass
-    def indexing():
-        for i in torch.randperm(len(x), device=x.device).split(BS): x[i], y[i]
-    pairs = [(seconds(loader), seconds(indexing)) for _ in range(12)][2:]
+    def through(batches):
+        for xb, yb in batches: pass
+    pairs = [(seconds(lambda: through(dl)), seconds(lambda: through(indexed(x, y)))) for _ in range(12)][2:]
     print(f"data path alone: {spread([1e3*a for a, _ in pairs], '.1f')} ms an epoch; {spread(ratios(*zip(*pairs)))} times plain indexing; {spread([100*a/b for (a, _), b in zip(pairs, times['ours']*99)], '.1f')}% of the epoch")
 
 

@@ -7,7 +7,7 @@ import statistics
 
 import torch
 import torch.nn.functional as F
-from common import Batches, options, ratios, spread, where
+from common import Batches, by_hand, options, ratios, spread, where
 from steps import Idle
 from torch import nn, optim
 
@@ -22,13 +22,7 @@ def mlp(width:int, layers:int=1):
 
 def loop(model, batches):
     opt = optim.SGD(model.parameters(), lr=0.01)
-    def fit():
-        for xb, yb in batches:
-            loss = F.cross_entropy(model(xb), yb)
-            loss.backward()
-            opt.step()
-            opt.zero_grad()
-    return fit
+    return lambda: by_hand(model, opt, batches, books=False)
 
 
 def runner(model, batches, cbs=()):

@@ -12,7 +12,7 @@ import time
 
 import torch
 from common import claim, options, spread, where
-from epoch import by_hand, ours
+from epoch import hand, ours
 
 from minifastai.cnn import default_device
 
@@ -27,7 +27,7 @@ def peak(kind:str) -> float:
     "MiB that two epochs add"
     device = default_device()
     x, y = torch.randn(20_000, 784, device=device), torch.randint(10, (20_000,), device=device)
-    fit = by_hand(x, y) if kind == 'by hand' else ours(x, y, True)
+    fit = hand(x, y) if kind == 'by hand' else ours(x, y, True)
     before, top, done = resident(), [0], threading.Event()
     def watch():
         while not done.is_set(): top[0] = max(top[0], resident()); time.sleep(0.002)
