@@ -1,26 +1,24 @@
 "What the benchmarks share: a steady allocator, a line that says where they ran, medians with their spread."
 import argparse
-import os
 import platform
 import statistics
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import torch.nn.functional as F
 
+from minifastai.cli import _steady_memory
 from minifastai.cnn import default_device
 
 
 def options(doc:str, threads:int|None=None, **numbers:int) -> argparse.Namespace:
-    "The options of a script: `--threads`, and one for each of `numbers`, which are the defaults. Sets PyTorch's threads, and starts the program anew with a steady allocator where it has not got one"
+    "The options of a script: `--threads`, and one for each of `numbers`, which are the defaults. Sets PyTorch's threads, and has the C library keep its memory"
     p = argparse.ArgumentParser(description=doc.split('\n')[0])
     p.add_argument('--threads', type=int, default=threads or torch.get_num_threads(), help="PyTorch's threads (%(default)s)")
     for name, default in numbers.items(): p.add_argument(f'--{name}', type=int, default=default, help='(%(default)s)')
     args = p.parse_args()
-    steady = {'MALLOC_MMAP_THRESHOLD_': str(2**30), 'MALLOC_TRIM_THRESHOLD_': str(2**32)}   # else glibc returns memory to the system in some steps and not in others, which costs more than what is measured
-    if sys.platform == 'linux' and not steady.keys() <= os.environ.keys(): os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | steady)
+    _steady_memory()   # else glibc returns memory to the system in some steps and not in others, which costs more than what is measured
     torch.set_num_threads(args.threads)
     return args
 

@@ -42,6 +42,7 @@ def affine(
 ) -> Tensor: # Images (N, C, H, W); what comes in from outside repeats the border
     "Images sheared, scaled and turned about their centre, then moved: sampled once, differentiable in images and numbers (after Jaderberg and others 2015, arXiv 1506.02025)"
     if x.dim() != 4 or not x.is_floating_point(): raise ValueError(f"affine takes images (N, C, H, W) of floats, not {x.dtype} {tuple(x.shape)}")
+    if not isinstance(scale, Tensor) and not 0 < scale < math.inf: raise ValueError(f"affine: scale has to be above 0, not {scale}")
     n, _, h, w = x.shape
     if not n: return x
     try: angle, scale, shear, dx, dy = (torch.as_tensor(v, dtype=x.dtype, device=x.device).expand(n) for v in (angle, scale, shear, dx, dy))
@@ -62,6 +63,7 @@ def random_affine(
     generator:torch.Generator|None=None, # Where random numbers come from; by default the generator of the images' device
 ) -> Tensor: # Images (N, C, H, W)
     "Each image under an affine map of its own, drawn at random, on whatever device the batch is"
+    if not 0 <= scale < math.inf: raise ValueError(f"random_affine: scale has to be at least 0, not {scale}")
     r = torch.empty(5, len(x), device=x.device, dtype=x.dtype).uniform_(-1, 1, generator=generator)
     return affine(x, degrees*r[0], torch.exp(math.log1p(scale)*r[1]), shear*r[2], shift*r[3], shift*r[4])
 

@@ -103,16 +103,14 @@ def _steady_memory():
     import ctypes
     try: libc = ctypes.CDLL('libc.so.6')   # glibc, on Linux
     except OSError: return
-    for what in (-1, -3): libc.mallopt(what, 32*2**20)   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD; 32 MiB is the most that it takes
+    for what, size in ((-1, 2**30), (-3, 2**25)): libc.mallopt(what, size)   # M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD, which takes 32 MiB at most
 
 def _learner(cbs:list, recipe:str|None, dataset:str, data:str|None, seed:int, device:str|None, norm:str, **settings) -> tuple[Learner, Runner, Recipe, dict]:
     "Learner and runner of both commands, the recipe with the user's `settings`, and all that describes the training"
-    for k, v in settings.items():
-        if v is None: continue
-        if k in ('epochs', 'bs') and v < 1: raise ValueError(f"--{k} has to be at least 1, not {v}")
-        if k == 'lr' and not 0 < v < float('inf'): raise ValueError(f"--lr has to be above 0, not {v}")
-        if k == 'momentum' and not 0 <= v < 1: raise ValueError(f"--momentum has to be at least 0 and below 1, not {v}")
     if recipe is not None and recipe not in RECIPES: raise ValueError(f"--recipe: there is no recipe called '{recipe}': choose one of {', '.join(RECIPES)}")
+    changes = {k: v for k, v in settings.items() if v is not None}
+    try: replace(RECIPES[recipe or 'lesson'], **changes)   # what is wrong with them is wrong with any
+    except ValueError as e: raise ValueError(f"--{e}") from None
     if not 0 <= seed < 2**63: raise ValueError(f"--seed has to be between 0 and 2**63-1, not {seed}")
     try: get_norm(norm, 1)
     except ValueError as e: raise ValueError(f"--norm: {e}") from None
@@ -122,7 +120,7 @@ def _learner(cbs:list, recipe:str|None, dataset:str, data:str|None, seed:int, de
     _steady_memory()
     dataset, (x_train, y_train, x_valid, y_valid) = _data_for(dataset, data)
     recipe = recipe or _defaults[dataset]
-    how = replace(RECIPES[recipe], **{k: v for k, v in settings.items() if v is not None})
+    how = replace(RECIPES[recipe], **changes)
     torch.manual_seed(seed)
     m, s, c = x_train.mean(), x_train.std(), int(y_train.max()) + 1
     train, valid = (Dataset(normalize(x, m, s).view(-1, 1, 28, 28).to(device), y.to(device)) for x, y in ((x_train, y_train), (x_valid, y_valid)))

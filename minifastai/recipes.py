@@ -72,6 +72,11 @@ class AverageWeightsCallback(Callback):
                 old = p.clone(); p.copy_(q); q.copy_(old)
 
 # %% ../nbs/08_beat_98.ipynb #6848504b
+def _check_size(crop, args):
+    "Before a network's crop: does it leave anything?"
+    h, w = args[0].shape[2:]
+    if min(h, w) <= -2*crop.padding[0]: raise ValueError(f"This network leaves out {-crop.padding[0]} pixels at each border, so it needs larger images than {h}x{w}")
+
 @dataclass(frozen=True)
 class Recipe:
     "A network and all about its training, by name: `dataclasses.replace(recipe, lr=0.1)` changes one thing"
@@ -90,6 +95,12 @@ class Recipe:
     views:Sequence[Callable]=tuple(shift_views()) # Looks at an image when predicting
     channels_last:bool=True    # Keep the channels of a pixel next to each other in memory?
 
+    def __post_init__(self):
+        for k, ok, what in (('epochs', self.epochs >= 1, 'at least 1'), ('bs', self.bs >= 1, 'at least 1'), ('lr', 0 < self.lr < float('inf'), 'above 0'), ('crop', self.crop >= 0, 'at least 0'),
+                            ('momentum', 0 <= self.momentum < 1, 'at least 0 and below 1'), ('weight_decay', self.weight_decay >= 0, 'at least 0'),
+                            ('warm_up', self.warm_up is None or 0 <= self.warm_up <= 1, 'from 0 to 1, or None'), ('smoothing', 0 <= self.smoothing <= 1, 'from 0 to 1')):
+            if not ok: raise ValueError(f"{k} has to be {what}, not {getattr(self, k)}")
+
     def learn_run(self,
         data:DataBunch, # Training and validation batches, of images (N, C, H, W)
         cbs=None,       # More callbacks, or functions that make one, such as their classes; one or several
@@ -98,7 +109,9 @@ class Recipe:
         "A new network, initialised, and everything that is needed to train it"
         model = get_cnn_model(data, self.nfs, self.layer, **kwargs)
         init_cnn(model)
-        if self.crop: model.insert(0, nn.ZeroPad2d(-self.crop))
+        if self.crop:
+            model.insert(0, nn.ZeroPad2d(-self.crop))
+            model[0].register_forward_pre_hook(_check_size)
         if self.channels_last: model.to(memory_format=torch.channels_last)
         own = []
         if self.warm_up is not None:

@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import pickle
+import re
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -153,6 +154,27 @@ def test_cropping_leaves_out_the_border_and_nothing_else():
     model(x).sum().backward()
     seen = x.grad[0, 0] != 0
     assert not seen[:2].any() and not seen[-2:].any() and not seen[:, :2].any() and not seen[:, -2:].any() and seen[2:-2, 2:-2].float().mean() > 0.5
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(epochs=0), 'epochs has to be at least 1, not 0'), (dict(bs=-1), 'bs has to be at least 1'), (dict(lr=0.), 'lr has to be above 0'), (dict(lr=float('nan')), 'lr has to be above 0, not nan'), (dict(crop=-1), 'crop has to be'),
+    (dict(momentum=1.), 'momentum has to be at least 0 and below 1'), (dict(weight_decay=-1e-4), 'weight_decay has to be'), (dict(warm_up=1.5), 'warm_up has to be from 0 to 1, or None'), (dict(smoothing=2.), 'smoothing has to be from 0 to 1')])
+def test_a_recipe_that_cannot_be(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)): replace(RECIPES['one-epoch'], **change)
+
+
+def test_a_crop_that_leaves_nothing():
+    data = DataBunch([(torch.randn(4, 1, 6, 8), torch.randint(5, (4,)))], None, 5)
+    learn, run = Recipe(epochs=1, bs=4, lr=0.1, nfs=(4,), crop=3).learn_run(data)
+    with pytest.raises(ValueError, match='leaves out 3 pixels at each border, so it needs larger images than 6x8'): run.fit(1, learn)
+    with pytest.raises(ValueError, match='images of shape'): learn.model(torch.randn(4, 48))
+    assert copy.deepcopy(learn.model)(torch.randn(2, 1, 9, 8)).shape == (2, 5)
+
+
+@pytest.mark.parametrize('how, message', [(dict(scale=0.), 'scale has to be above 0'), (dict(scale=-1.), 'scale has to be above 0'), (dict(scale=float('nan')), 'scale has to be above 0')])
+def test_maps_that_cannot_be(how, message):
+    with pytest.raises(ValueError, match=message): affine(torch.randn(2, 1, 4, 4), **how)
+    with pytest.raises(ValueError, match='scale has to be at least 0'): random_affine(torch.randn(2, 1, 4, 4), scale=-0.1)
 
 
 def test_nobody_looks_at_the_test_set_before_the_end():
