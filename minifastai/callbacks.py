@@ -478,20 +478,21 @@ class Runner(_Announcer):
 
     def _batch(self, skip:bool):
         "What is done with one batch"
+        learn = self.learn
         try:
-            self.pred = self.model(self.xb)
+            self.pred = learn.model(self.xb)
             self('after_pred')
-            self.loss = self.loss_func(self.pred, self.yb)
-        except RuntimeError: _check_devices(self.model, self.xb, self.yb); raise
+            self.loss = learn.loss_func(self.pred, self.yb)
+        except RuntimeError: _check_devices(learn.model, self.xb, self.yb); raise
         self('after_loss')
         _check_loss(self.loss, self.in_train)
         if not self.in_train: return
         try:
             self.loss.backward()
             self('after_backward')
-            self.opt.step()
+            learn.opt.step()
             self('after_step')
-        finally: self.opt.zero_grad()  # also if the batch is cancelled: its gradients are not the next one's
+        finally: learn.opt.zero_grad()  # also if the batch is cancelled: its gradients are not the next one's
 
 # %% ../nbs/04_callbacks.ipynb #8a4a144a
 def accuracy(
@@ -519,7 +520,7 @@ def _denominator(loss_func:Callable) -> Callable:
         if not isinstance(yb, Tensor) or yb.is_floating_point(): return None
         weight = settings.get('weight', getattr(f, 'weight', None))
         counts = yb != settings.get('ignore_index', getattr(f, 'ignore_index', -100))
-        return counts.sum() if weight is None else (weight[yb.where(counts, 0)]*counts).sum()
+        return torch.count_nonzero(counts) if weight is None else (weight[yb.where(counts, 0)]*counts).sum()
     return of
 
 def _is_sum(loss_func:Callable) -> bool:
