@@ -22,6 +22,7 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
     packages=[cfg['lib_name']],
+    package_data={cfg['lib_name']: ['py.typed']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['minifastai=minifastai._modidx:d']},
     classifiers=[f"Development Status :: {cfg['status']} - {statuses[cfg['status']]}", 'Intended Audience :: Education',
                  'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3 :: Only',

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init', 'AugmentCallback', 'TTA', 'affine',
-           'as_it_is', 'predict', 'random_affine', 'shift_views', 'EVENTS', 'AvgStats', 'AvgStatsCallback', 'Callback',
-           'CancelBatchException', 'CancelEpochException', 'CancelTrainException', 'Learner', 'ProgressCallback',
-           'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner', 'get_model', 'listify',
+           'affine_views', 'as_it_is', 'predict', 'random_affine', 'shift_views', 'EVENTS', 'AvgStats',
+           'AvgStatsCallback', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException',
+           'Learner', 'ProgressCallback', 'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner',
+           'get_model', 'listify', 'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
            'minifastai_lr_find', 'minifastai_train', 'BatchTransformXCallback', 'CudaCallback', 'GeneralRelu', 'Lambda',
            'act_gain', 'conv2d', 'default_device', 'flatten', 'get_cnn_layers', 'get_cnn_model', 'get_learn_run',
            'get_runner', 'init_cnn', 'mnist_resize', 'view_tfm', 'BatchSampler', 'DataBunch', 'Dataset', 'find_mnist',
            'get_data', 'get_dls', 'get_test_data', 'normalize', 'normalize_to', 'parse_idx', 'show_images',
-           'ActivationStats', 'Hook', 'Hooks', 'ListContainer', 'append_stats', 'children', 'get_hist', 'get_min',
-           'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'summary', 'binomial_decode', 'binomial_loss',
-           'exact_match', 'LR_Find', 'LRFindResult', 'LRSchedulerCallback', 'ParamScheduler', 'Recorder',
-           'combine_scheds', 'cos_1cycle_anneal', 'lr_find', 'BatchNorm', 'GroupNorm', 'InstanceNorm', 'LayerNorm',
-           'RunningBatchNorm', 'conv_layer', 'get_norm', 'plot_norms', 'RECIPES', 'AverageWeightsCallback', 'Recipe',
-           'ResBlock', 'res_layer', 'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'write_csv']
+           'ActivationStats', 'Hook', 'Hooks', 'ListContainer', 'TerminateOnNaNCallback', 'append_stats', 'children',
+           'first_not_finite', 'get_hist', 'get_min', 'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats',
+           'summary', 'binomial_decode', 'binomial_loss', 'exact_match', 'LR_Find', 'LRFindResult',
+           'LRSchedulerCallback', 'ParamScheduler', 'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find',
+           'BatchNorm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'RunningBatchNorm', 'conv_layer', 'get_norm',
+           'plot_norms', 'RECIPES', 'AverageWeightsCallback', 'Recipe', 'ResBlock', 'res_layer', 'sched_cos',
+           'sched_exp', 'sched_lin', 'sched_no', 'write_csv']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -29,14 +31,15 @@ import torch.nn.functional as F
 from torch import nn, optim, tensor
 from torch.nn import init
 
-from .augment import AugmentCallback, TTA, affine, as_it_is, predict, random_affine, shift_views
+from .augment import AugmentCallback, TTA, affine, affine_views, as_it_is, predict, random_affine, shift_views
 from .callbacks import (EVENTS, AvgStats, AvgStatsCallback, Callback, CancelBatchException, CancelEpochException, CancelTrainException, Learner,
     ProgressCallback, Runner, TrainEvalCallback, accuracy, camel2snake, create_learner, get_model, listify)
+from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
 from .cli import minifastai_lr_find, minifastai_train
 from .cnn import (BatchTransformXCallback, CudaCallback, GeneralRelu, Lambda, act_gain, conv2d, default_device, flatten,
     get_cnn_layers, get_cnn_model, get_learn_run, get_runner, init_cnn, mnist_resize, view_tfm)
 from .data import (BatchSampler, DataBunch, Dataset, find_mnist, get_data, get_dls, get_test_data, normalize, normalize_to, parse_idx, show_images)
-from .hooks import (ActivationStats, Hook, Hooks, ListContainer, append_stats, children, get_hist, get_min,
+from .hooks import (ActivationStats, Hook, Hooks, ListContainer, TerminateOnNaNCallback, append_stats, children, first_not_finite, get_hist, get_min,
     plot_activations, plot_dead, plot_hists, plot_stats, summary)
 from .losses import binomial_decode, binomial_loss, exact_match
 from .lr_finder import (LR_Find, LRFindResult, LRSchedulerCallback, ParamScheduler, Recorder, combine_scheds, cos_1cycle_anneal, lr_find,
@@ -45,14 +48,15 @@ from .norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNo
 from .recipes import RECIPES, AverageWeightsCallback, Recipe, ResBlock, res_layer
 
 _all_ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
-    'AugmentCallback', 'TTA', 'affine', 'as_it_is', 'predict', 'random_affine', 'shift_views',
+    'AugmentCallback', 'TTA', 'affine', 'affine_views', 'as_it_is', 'predict', 'random_affine', 'shift_views',
     'EVENTS', 'AvgStats', 'AvgStatsCallback', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelTrainException', 'Learner',
     'ProgressCallback', 'Runner', 'TrainEvalCallback', 'accuracy', 'camel2snake', 'create_learner', 'get_model', 'listify',
+    'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
     'minifastai_lr_find', 'minifastai_train',
     'BatchTransformXCallback', 'CudaCallback', 'GeneralRelu', 'Lambda', 'act_gain', 'conv2d', 'default_device', 'flatten',
     'get_cnn_layers', 'get_cnn_model', 'get_learn_run', 'get_runner', 'init_cnn', 'mnist_resize', 'view_tfm',
     'BatchSampler', 'DataBunch', 'Dataset', 'find_mnist', 'get_data', 'get_dls', 'get_test_data', 'normalize', 'normalize_to', 'parse_idx', 'show_images',
-    'ActivationStats', 'Hook', 'Hooks', 'ListContainer', 'append_stats', 'children', 'get_hist', 'get_min',
+    'ActivationStats', 'Hook', 'Hooks', 'ListContainer', 'TerminateOnNaNCallback', 'append_stats', 'children', 'first_not_finite', 'get_hist', 'get_min',
     'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'summary',
     'binomial_decode', 'binomial_loss', 'exact_match',
     'LR_Find', 'LRFindResult', 'LRSchedulerCallback', 'ParamScheduler', 'Recorder', 'combine_scheds', 'cos_1cycle_anneal', 'lr_find',

@@ -9,10 +9,11 @@ __all__ = ['EVENTS', 'get_model', 'CancelBatchException', 'CancelEpochException'
 
 # %% ../nbs/04_callbacks.ipynb #8351970e
 import copy, difflib, html, inspect, operator, re, sys, time
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
@@ -101,10 +102,27 @@ class _NoAttribute(AttributeError):
         names = {n for o in (cb, run) if o is not None for n in dir(o) if not n.startswith('_')}
         return f"{me if run is None else f'Neither {me} nor its {type(run).__name__}'} has {'no' if run is None else 'an'} attribute {k!r}.{_nearest(k, names)}"
 
+def _plain(o):
+    "`o` as plain data, which can be read back from a file that is not allowed to run code: a `TypeError` if it is more than that"
+    if o is None or type(o) in (bool, int, float, complex, str, bytes): return o
+    if type(o) is Tensor: return o.detach()
+    if type(o) in (list, tuple, set): return type(o)(map(_plain, o))
+    if type(o) in (dict, OrderedDict, Counter): return {_plain(k): _plain(v) for k, v in o.items()}
+    if type(o).__module__ == 'numpy' and hasattr(o, 'tolist'): return o.tolist()
+    raise TypeError(f"{type(o).__name__} is no plain data: numbers, strings, tensors, and lists, tuples, sets and dictionaries of them")
+
+def _plain_state(o) -> dict:
+    "The attributes of `o` that are plain data"
+    state = {}
+    for k, v in vars(o).items():
+        try: state[k] = _plain(v)
+        except TypeError: pass   # a module, a hook, a function: who has one that changes says what of it is to be kept
+    return state
+
 class Callback:
     "Base class of callbacks: its methods named like an event of `EVENTS` are called, without arguments, when that event happens"
     _order = 0  # callbacks of lower order are called first, those of equal order as they were given
-    run = None  #: The runner, from `begin_fit` on
+    run:Any = None  #: The runner, from `begin_fit` on
 
     @property
     def name(self) -> str:
@@ -135,6 +153,16 @@ class Callback:
 
     def __getstate__(self):  # a copied or pickled callback leaves its runner behind
         return {k: v for k, v in vars(self).items() if k != 'run'}
+
+    def state_dict(self) -> dict: # Plain data only
+        "What has to be kept for a training that is to go on later: attributes that are numbers, strings, tensors, or lists, tuples and dictionaries of them"
+        return _plain_state(self)
+
+    def load_state_dict(self,
+        state:dict, # What `state_dict` gave
+    ):
+        "Go on from `state`: called after the handlers of `begin_fit` and `begin_epoch`"
+        vars(self).update(state)
 
 def _shadows(cb:Callback, k:str) -> str:
     "What to say if `cb` would get its own `k`, and hide the runner's"
@@ -215,7 +243,8 @@ def create_learner(
     data:DataBunch,     # Training and validation batches
 ) -> Learner: # A new learner
     "Make a learner from a function that makes a model"
-    return Learner(*get_model(data), loss_func, data)
+    model, opt = get_model(data)
+    return Learner(model, opt, loss_func, data)
 
 # %% ../nbs/04_callbacks.ipynb #03e746fa
 class TrainEvalCallback(Callback):
@@ -333,8 +362,8 @@ class _Announcer:
             except p.cancel: pass  # there is nothing left to cancel
             except BaseException as e:
                 if _rank(e) > _rank(prevails): prevails = e
-                elif not isinstance(e, _Cancel): _add_note(prevails, e, p.cleanup)
-        if prevails is not first: raise prevails
+                elif prevails is not None and not isinstance(e, _Cancel): _add_note(prevails, e, p.cleanup)
+        if prevails is not None and prevails is not first: raise prevails
 
 # %% ../nbs/04_callbacks.ipynb #8ac701a8
 _FIT      = _Phase('begin_fit',      '',            CancelTrainException, 'after_cancel_train', 'after_fit')
@@ -389,6 +418,7 @@ def _of_learner(k:str) -> property:
 class Runner(_Announcer):
     "Trains a `Learner`, announcing to its callbacks each thing it does"
     model, opt, loss_func, data = map(_of_learner, ('model', 'opt', 'loss_func', 'data'))
+    learn:Any; xb:Any; yb:Any; pred:Any; loss:Any; iters:int|None
 
     def __init__(self,
         cbs:Callback|Iterable[Callback]|None=None,      # Callbacks
@@ -408,6 +438,7 @@ class Runner(_Announcer):
         "The state at the beginning of a fit"
         self.xb = self.yb = self.pred = self.loss = self.iters = None
         self.epochs, self.epoch, self.n_epochs, self.n_iter, self.in_train = epochs, 0, 0., 0, False
+        self.begin_at(0)
 
     def fit(self,
         epochs:int,    # How often to go through the training set
@@ -439,10 +470,17 @@ class Runner(_Announcer):
             learn.opt.zero_grad()
             self.pred, self.loss = _detached(self.pred), _detached(self.loss)  # do not keep the last batch's graph alive
 
+    def begin_at(self,
+        epoch:int, # The first epoch of this fit
+        rest:Callable|None=None, # Called with `train_dl` where that epoch's training batches begin; returns an iterator of those that are left
+    ):
+        "Begin this fit in the middle of a training: for the `begin_fit` of a callback that knows what came before"
+        self._first, self._rest = epoch, rest
+
     def _epochs(self, skip:bool):
         "All epochs of a fit"
         self.opt.zero_grad()  # gradients left from before are not ours
-        for self.epoch in range(self.epochs): self._phase(_EPOCH, self._epoch)
+        for self.epoch in range(self._first, self.epochs): self._phase(_EPOCH, self._epoch)
 
     def _epoch(self, skip:bool):
         "One epoch: the training batches, then validation"
@@ -462,11 +500,12 @@ class Runner(_Announcer):
 
     def _batches(self, dl, what:str):
         "Every batch of `dl`, which is the data's `what`"
-        self.iters, batch = _n_batches(dl), None
-        for batch in dl:
+        self.iters, batch, rest = _n_batches(dl), None, self._rest
+        self._rest = None
+        for batch in dl if rest is None else rest(dl):
             if not isinstance(batch, (tuple, list)) or len(batch) != 2: raise TypeError(f"{what} has to yield pairs (xb, yb), but yielded {_describe(batch)}")
             self.one_batch(*batch)
-        if batch is None: raise ValueError(_no_batches(what))
+        if batch is None and rest is None: raise ValueError(_no_batches(what))
 
     def one_batch(self,
         xb:Tensor, # Inputs (N, ...)
@@ -510,6 +549,7 @@ def _batch_size(b) -> int|None:
     if isinstance(b, Tensor): return len(b) if b.ndim else 1
     if isinstance(b, dict): return next((_batch_size(v) for v in b.values()), None)
     if isinstance(b, (tuple, list)): return _batch_size(b[0]) if b and isinstance(b[0], (Tensor, tuple, list)) else len(b)
+    return None
 
 def _denominator(loss_func:Callable) -> Callable:
     "A function of the targets: what the mean loss of a batch was divided by, None for the number of items. The loss says so itself, or it weighs classes or ignores labels"
@@ -542,6 +582,11 @@ def _numbers(os:list, device) -> Tensor:
     if all(isinstance(o, Tensor) and o.ndim == 0 for o in os): return torch.stack(os).cpu().double()   # the usual case: nothing is done for each of them
     if not any(isinstance(o, Tensor) for o in os): return torch.tensor(os, dtype=torch.float64)
     return torch.stack([torch.as_tensor(o, dtype=torch.float32, device=device).squeeze() for o in os]).cpu().double()
+
+def _joined(os) -> Tensor|list:
+    "Many tensors of one number as one tensor, which a file keeps better; anything else as a list"
+    os = list(os)
+    return torch.stack(os) if os and all(isinstance(o, Tensor) and o.ndim == 0 and o.dtype == os[0].dtype and o.device == os[0].device for o in os) else os
 
 def _unique(names:list[str]) -> list[str]:
     "`names`, the second of a name with a 2 behind it, and so on"
@@ -611,6 +656,22 @@ class AvgStats:
 
     def __getstate__(self): return vars(self) | dict(_loss_func=None, _divided_by=None)   # a copy finds out anew
 
+    def state_dict(self) -> dict: # Plain data only
+        "What has been seen so far"
+        columns = [self._losses, self._weights, *zip(*self._values)]
+        return dict(sizes=list(self._sizes), columns=[_joined(c) for c in columns], metrics=[_plain_state(m) if s else None for m, s in zip(self.metrics, self._stateful)])
+
+    def load_state_dict(self,
+        state:dict, # What `state_dict` gave
+    ):
+        "Go on from there"
+        if len(state['metrics']) != len(self.metrics): raise ValueError(f"AvgStats: {len(state['metrics'])} metrics were kept, but there are {len(self.metrics)}")
+        columns = [list(c) for c in state['columns']]
+        self._losses, self._weights, self._sizes, self._avg = *columns[:2], list(state['sizes']), None
+        self._values = [list(v) for v in zip(*columns[2:])] if columns[2:] else [[] for _ in self._sizes]
+        for m, s in zip(self.metrics, state['metrics']):
+            if s is not None: vars(m).update(s)
+
     def __repr__(self):
         if not self._losses: return ''
         return f"{'train' if self.in_train else 'valid'}: " + ', '.join(f'{n} {v:.4f}' for n, v in zip(self.names, self.avg_stats))
@@ -627,6 +688,10 @@ class AvgStatsCallback(Callback):
     def after_batch(self): (self.train_stats if self.run.in_train else self.valid_stats).accumulate(self.run)
     def after_epoch(self): self.run.show_stats(*self._seen())
     def _seen(self): return [s for s in (self.train_stats, self.valid_stats) if s._losses]
+
+    def state_dict(self): return {k: getattr(self, k).state_dict() for k in ('train_stats', 'valid_stats')}
+    def load_state_dict(self, state):
+        for k, v in state.items(): getattr(self, k).load_state_dict(v)
 
     def row(self) -> dict[str, float]:
         "This epoch's averages by name, such as `train_loss` and `valid_accuracy`"
@@ -726,6 +791,9 @@ class ProgressCallback(Callback):
         self.table, screen = _Table(['epoch']), _screen()
         self.out = _TerminalProgress(self.table) if screen == 'terminal' else _NotebookProgress(self.table, screen == 'notebook')
         self._before, self.run.show_stats = self.run.show_stats, lambda *stats: None
+
+    def state_dict(self): return dict(columns=list(self.table.columns), rows=list(self.table.rows))
+    def load_state_dict(self, state): self.table.columns, self.table.rows = list(state['columns']), list(state['rows'])
 
     def begin_epoch(self):
         self.start, lengths = time.perf_counter(), [_n_batches(dl) for dl in (self.data.train_dl, self.data.valid_dl) if dl is not None]

@@ -15,8 +15,10 @@ import torch
 from fastcore.script import CliError, call_parse
 from torch import Tensor
 from .callbacks import AvgStatsCallback, Learner, ProgressCallback, Runner, accuracy
+from .checkpoint import CheckpointCallback, CheckpointError, find_checkpoint
 from .cnn import default_device
 from .data import DataBunch, Dataset, find_mnist, get_data, get_dls, normalize
+from .hooks import TerminateOnNaNCallback
 from .lr_finder import Recorder, lr_find, write_csv
 from .norms import get_norm
 from .recipes import RECIPES, Recipe
@@ -79,7 +81,7 @@ def _figures(batches:list[dict], epochs:list[dict]) -> dict:
 
 # %% ../nbs/90_cli.ipynb #37531e42
 _defaults = {'mnist': 'one-epoch', 'digits': 'eight-epochs'}   # the digits are so few that eight epochs take seconds
-_files = ('history.csv', 'batches.csv', 'model.safetensors', 'losses.png', 'learning_rate.png', 'accuracy.png')
+_files = ('settings.json', 'history.csv', 'batches.csv', 'model.safetensors', 'losses.png', 'learning_rate.png', 'accuracy.png')
 _sweep_files = ('lr_find.csv', 'lr_find.png')
 
 def _out_folder(out:str|None, name:str, files:tuple=_files) -> Path:
@@ -98,6 +100,16 @@ def _out_folder(out:str|None, name:str, files:tuple=_files) -> Path:
     if not os.access(folder, os.W_OK): raise PermissionError(f"{folder} cannot be written to: choose another folder for --out")
     return folder
 
+def _settings_of(folder:Path, **given) -> dict:
+    "The settings of the run in `folder`, with which it is to go on; none of them can be `given` anew"
+    try: settings = json.loads((folder/'settings.json').read_bytes())
+    except (FileNotFoundError, NotADirectoryError): raise ValueError(f"--resume: {folder} is not a run of this command: there is no settings.json in it") from None
+    except ValueError as e: raise ValueError(f"--resume: {folder/'settings.json'} is damaged: {e}") from None
+    for k, (value, default) in given.items():
+        if value != default: raise ValueError(f"--resume goes on with the settings that the run has: leave out --{k}")
+    if settings['torch'] != torch.__version__: print(f"(Written by PyTorch {settings['torch']}; this is {torch.__version__}: the last digits may differ from those of an uninterrupted run.)")
+    return settings
+
 def _steady_memory():
     "Have the C library keep what is freed for the next batch, instead of handing some of it back to the system and asking for it again, which costs up to a fifth of the time"
     import ctypes
@@ -114,19 +126,19 @@ def _learner(cbs:list, recipe:str|None, dataset:str, data:str|None, seed:int, de
     if not 0 <= seed < 2**63: raise ValueError(f"--seed has to be between 0 and 2**63-1, not {seed}")
     try: get_norm(norm, 1)
     except ValueError as e: raise ValueError(f"--norm: {e}") from None
-    device = torch.device(device or default_device())
-    if device.type == 'meta': raise ValueError("--device meta computes nothing: choose cpu, cuda or mps")
-    torch.empty(0, device=device)
+    place = torch.device(device or default_device())
+    if place.type == 'meta': raise ValueError("--device meta computes nothing: choose cpu, cuda or mps")
+    torch.empty(0, device=place)
     _steady_memory()
     dataset, (x_train, y_train, x_valid, y_valid) = _data_for(dataset, data)
     recipe = recipe or _defaults[dataset]
     how = replace(RECIPES[recipe], **changes)
     torch.manual_seed(seed)
     m, s, c = x_train.mean(), x_train.std(), int(y_train.max()) + 1
-    train, valid = (Dataset(normalize(x, m, s).view(-1, 1, 28, 28).to(device), y.to(device)) for x, y in ((x_train, y_train), (x_valid, y_valid)))
+    train, valid = (Dataset(normalize(x, m, s).view(-1, 1, 28, 28).to(place), y.to(place)) for x, y in ((x_train, y_train), (x_valid, y_valid)))
     learn, run = how.learn_run(DataBunch(*get_dls(train, valid, how.bs), c), cbs, norm=norm)
-    learn.model.to(device)
-    print(f"{dataset}, recipe {recipe}: {len(train):,} training and {len(valid):,} validation images; {sum(p.numel() for p in learn.model.parameters()):,} parameters; batches of {how.bs} on {device}", flush=True)
+    learn.model.to(place)
+    print(f"{dataset}, recipe {recipe}: {len(train):,} training and {len(valid):,} validation images; {sum(p.numel() for p in learn.model.parameters()):,} parameters; batches of {how.bs} on {place}", flush=True)
     return learn, run, how, dict(recipe=recipe, dataset=dataset, mean=m.item(), std=s.item(), bs=how.bs, lr=how.lr, momentum=how.momentum, norm=norm, seed=seed)
 
 @contextmanager
@@ -150,23 +162,39 @@ def minifastai_train(
     out:str=None,         # Output folder (runs/ with the data set's name and the time)
     seed:int=42,          # Seed of all random numbers
     device:str=None,      # Where to train: cpu, cuda, mps (by default the fastest that is there)
+    every:int=200,        # Write a checkpoint after so many batches, and after each epoch
+    resume:str=None,      # The folder of a run that was interrupted: go on with it
 ):
-    "Train a convolutional network on handwritten digits; writes history.csv, batches.csv, model.safetensors and three figures"
+    "Train a convolutional network on handwritten digits; writes history.csv, batches.csv, model.safetensors, three figures, and checkpoints to go on from"
     from safetensors.torch import save_file
+    guard, recorder, status = TerminateOnNaNCallback(layers=True), Recorder(), 0
     with _as_command('minifastai-train'):
-        if out is not None: _out_folder(out, '')
-        learn, run, how, settings = _learner([AvgStatsCallback(accuracy), Recorder(), ProgressCallback()], recipe, dataset, data, seed, device, norm, epochs=epochs, bs=bs, lr=lr, momentum=momentum)
-        folder = _out_folder(out, settings['dataset'])
-    start, status = time.perf_counter(), 0
+        if every < 1: raise ValueError(f"--every has to be at least 1, not {every}")
+        if resume is not None:
+            folder = Path(resume)
+            kept = _settings_of(folder, recipe=(recipe, None), epochs=(epochs, None), bs=(bs, None), lr=(lr, None), momentum=(momentum, None), norm=(norm, 'batch'), dataset=(dataset, 'auto'), out=(out, None), seed=(seed, 42))
+            recipe, epochs, bs, lr, momentum, norm, dataset, seed = (kept[k] for k in ('recipe', 'epochs', 'bs', 'lr', 'momentum', 'norm', 'dataset', 'seed'))
+        elif out is not None: _out_folder(out, '')
+        learn, run, how, settings = _learner([AvgStatsCallback(accuracy), recorder, ProgressCallback(), guard], recipe, dataset, data, seed, device, norm, epochs=epochs, bs=bs, lr=lr, momentum=momentum)
+        if resume is None:
+            folder = _out_folder(out, settings['dataset'])
+            _write(folder/'settings.json', lambda part: part.write_text(json.dumps(settings | dict(epochs=how.epochs, torch=torch.__version__), indent=1) + '\n'))
+        else:
+            last = find_checkpoint(folder/'checkpoints')
+            print(f"Going on with {folder}, " + ("from the beginning: there is no checkpoint yet" if last is None else "which is complete" if last.epoch == how.epochs else f"epoch {last.epoch + 1}, of which {last.batch} batches are done"), flush=True)
+        run.cbs.append(CheckpointCallback(folder/'checkpoints', every, resume=resume is not None))
+    start = time.perf_counter()
     try: run.fit(how.epochs, learn)
     except KeyboardInterrupt: status = 130   # as a shell reports a command that was interrupted
+    except SystemExit as e: status = e.code if isinstance(e.code, int) else 1   # or terminated
+    except CheckpointError as e: status = 1; print(f'minifastai-train: {e}', file=sys.stderr)
     except OSError as e:                     # nobody reads what we print any more: that is no reason to lose what was learned
         if e.errno not in (errno.EPIPE, errno.ENOSPC): raise
         status = 141
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     seconds = time.perf_counter() - start
 
-    rows, batches = run.recorder.history, run.recorder.rows()
+    rows, batches = recorder.history, recorder.rows()
     state = {k: v.detach().cpu().contiguous() for k, v in learn.model.state_dict().items()}
     with _as_command('minifastai-train'), _unhurried():
         for name, table in (('history', rows), ('batches', batches)): _write(folder/f'{name}.csv', lambda part: write_csv(part, table))
@@ -176,6 +204,8 @@ def minifastai_train(
         print(f"Validation accuracy {rows[-1]['valid_accuracy']:.4f} after {len(rows)} epoch{'s'*(len(rows) != 1)}, {seconds:.0f} s")
         if len(how.views) > 1 and not status: print(f"             and {accuracy(how.predict(learn.model, learn.data.valid_ds.x), learn.data.valid_ds.y.cpu()):.4f} by {len(how.views)} looks at each image")
     print(f"Written to {folder}: {', '.join(f for f in _files if (folder/f).exists())}", flush=True)
+    if guard.message is not None: print(f'minifastai-train: {guard.message}', file=sys.stderr); sys.exit(1)
+    if status in (130, 143): print(f'To go on: minifastai-train --resume {folder}', flush=True)
     if status: sys.exit(status)
 
 @call_parse

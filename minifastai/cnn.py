@@ -108,7 +108,7 @@ def _channels(data) -> int:
     dl = data.train_dl
     try: x = dl.dataset[0][0] if hasattr(getattr(dl, 'dataset', None), '__getitem__') else dl[0][0][0]
     except (TypeError, KeyError, IndexError, AttributeError, NotImplementedError): raise ValueError("The data do not say how many channels the images have: pass n_in=1 for grey images, n_in=3 for colours") from None
-    shape = getattr(x, 'shape', ())
+    shape:Sequence[int] = getattr(x, 'shape', ())
     if len(shape) not in (1, 3) or (len(shape) == 3 and shape[2] < 5 <= shape[0]):
         raise ValueError(f"An item of the data is of shape {tuple(shape)}, neither (C, H, W) nor a row of pixels: pass n_in=1 for grey images, n_in=3 for colours")
     return shape[0] if len(shape) == 3 else 1

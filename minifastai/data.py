@@ -7,7 +7,7 @@ __all__ = ['parse_idx', 'find_mnist', 'get_data', 'get_test_data', 'show_images'
            'BatchSampler', 'get_dls', 'DataBunch']
 
 # %% ../nbs/00_data.ipynb #bf3129ee
-import gzip, hashlib, math, os, tempfile
+import gzip, hashlib, math, os, tempfile, zlib
 from collections.abc import Iterator
 from pathlib import Path
 import numpy as np, torch
@@ -49,7 +49,7 @@ _mirrors = ('https://ossci-datasets.s3.amazonaws.com/mnist/', 'https://storage.g
 def _read_mnist(path:Path) -> Tensor:
     "The array in `path` (compressed or not), if it is, byte for byte, the MNIST file of that name"
     try: content = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
-    except (OSError, EOFError, gzip.zlib.error) as e:
+    except (OSError, EOFError, zlib.error) as e:
         if isinstance(e, OSError) and not isinstance(e, gzip.BadGzipFile): raise   # not damaged, but not readable: no permission, say
         raise ValueError(f"{path}: damaged: it does not unpack ({e}). Delete it, and it can be downloaded again") from e
     try: array = parse_idx(content, str(path))
@@ -260,8 +260,20 @@ def get_dls(
     return loader(train_ds, sampler), loader(valid_ds, BatchSampler(len(valid_ds), 2*bs))
 
 # %% ../nbs/00_data.ipynb #27ce0456
+def _check_items(what:str, ds, c:int|None):
+    "Refuse tensors with numbers that are not finite, or with labels of no class, and name the first such item"
+    x, y = (ds.x, ds.y) if isinstance(ds, Dataset) else ds.tensors if isinstance(ds, TensorDataset) and len(ds.tensors) == 2 else (None, None)
+    for name, t in (('input', x), ('target', y)):
+        if not isinstance(t, Tensor) or not t.numel(): continue
+        lo, hi = t.aminmax() if not t.is_complex() else (t.new_zeros(()),)*2
+        if t.is_floating_point():
+            if not (lo.isfinite() and hi.isfinite()): raise ValueError(f"{what}: {name} {(~t.reshape(len(t), -1).isfinite().all(1)).nonzero()[0].item()} has numbers that are not finite (nan, inf)")
+        elif t is y and c is not None and t.dim() == 1 and not (lo >= 0 and hi < c):
+            wrong = ((t >= c) | ((t < 0) & (t != -100))).nonzero()   # -100 marks labels that a loss is to ignore
+            if len(wrong): raise ValueError(f"{what}: target {wrong[0].item()} is {t[wrong[0]].item()}, but the {c} classes are 0 to {c-1}")
+
 class DataBunch:
-    "Training and validation batches, and the number of classes"
+    "Training and validation batches, and the number of classes; tensors that nothing can be learned from are refused, by the index of the first wrong item"
     def __init__(self,
         train_dl,        # Training batches: a `DataLoader`, or any iterable of pairs `(xb, yb)` that can be iterated once per epoch
         valid_dl=None,   # Validation batches; without them there is no validation
@@ -270,6 +282,7 @@ class DataBunch:
         for what, dl in (('train_dl', train_dl), ('valid_dl', valid_dl)):
             if (dl is None and what == 'train_dl') or (dl is not None and not hasattr(dl, '__iter__')):
                 raise TypeError(f"DataBunch: {what} is of type {type(dl).__name__}; it has to be a DataLoader, or any iterable of (xb, yb)")
+            _check_items(what, getattr(dl, 'dataset', None), c)
         self.train_dl, self.valid_dl, self.c = train_dl, valid_dl, c
 
     @property

@@ -63,8 +63,8 @@ def binomial_decode(
     above = _above(logits, threshold)
     if names is not None and (not isinstance(names, Sequence) or len(names) != logits.shape[1]): raise ValueError(f"{len(names)} names for {logits.shape[1]} classes: pass a list with one for each")
     if logits.isnan().any(): raise ValueError(f"Row {logits.isnan().any(1).nonzero()[0].item()} of the logits has NaN: no answer can be read from it")
-    names = range(logits.shape[1]) if names is None else names
-    return [[name for name, there in zip(names, row) if there] for row in above.tolist()]
+    of = range(logits.shape[1]) if names is None else names
+    return [[name for name, there in zip(of, row) if there] for row in above.tolist()]
 
 # %% ../nbs/04b_softmax.ipynb #fcbbae75
 def exact_match(

@@ -11,9 +11,10 @@ import copy, csv, math, random, sys, time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 import torch
 from torch import Tensor, nn, optim
-from .callbacks import Callback, CancelTrainException, Learner, Runner, listify
+from .callbacks import Callback, CancelTrainException, Learner, Runner, _joined, listify
 
 # %% ../nbs/05_lr_finder.ipynb #83962b1d
 def _lin(start, end, pos): return start + pos*(end-start)
@@ -60,7 +61,8 @@ class _Combined:
         if not 0 <= pos <= 1: raise ValueError(f"A schedule's position is between 0 and 1, not {pos}")
         i = next((i for i, end in enumerate(self.ends) if pos < end), len(self.ends) - 1)
         start = self.ends[i-1] if i else 0.
-        return self.scheds[i]((pos-start)/(self.ends[i]-start))
+        width = self.ends[i] - start
+        return self.scheds[i]((pos-start)/width if width > 0 else 1.)   # a share may be too small to make a difference
 
 def combine_scheds(
     pcts:Sequence[float],      # Each schedule's share of the training; they add up to 1
@@ -113,7 +115,7 @@ class ParamScheduler(Callback):
 # %% ../nbs/05_lr_finder.ipynb #af7a8ac5
 class Recorder(Callback):
     "Records learning rates and losses of every completed training batch, and a row of `history` for every epoch"
-    lrs, _losses, history = (), (), ()   # before the first fit
+    lrs:Any = (); _losses:Any = (); history:Any = ()   # lists from the first fit on
 
     def begin_fit(self): self.lrs, self._losses, self.history = [[] for _ in self.opt.param_groups], [], []
     def begin_epoch(self): self._start, self._first = time.perf_counter(), len(self._losses)
@@ -130,6 +132,13 @@ class Recorder(Callback):
         if stats is not None: row |= stats.row()
         elif len(self._losses) > self._first: row['mean_batch_loss'] = torch.stack(self._losses[self._first:]).mean().item()   # batches may differ in size: AvgStatsCallback takes that into account
         self.history.append(row | {'seconds': time.perf_counter() - self._start})
+
+    def state_dict(self):
+        return dict(lrs=self.lrs, losses=_joined(self._losses), history=self.history, first=getattr(self, '_first', 0), seconds=time.perf_counter() - getattr(self, '_start', time.perf_counter()))
+
+    def load_state_dict(self, state):
+        self.lrs, self._losses, self.history = [list(lrs) for lrs in state['lrs']], list(state['losses']), list(state['history'])
+        self._first, self._start = state['first'], time.perf_counter() - state['seconds']
 
     @property
     def losses(self) -> list[Tensor]:
@@ -184,7 +193,7 @@ def _plot(x, y, xlabel:str, ylabel:str):
 
 def write_csv(
     path:str|Path,    # The file to write
-    rows:list[dict],  # Rows; columns are all keys that occur, in the order in which they do
+    rows:Sequence[dict], # Rows; columns are all keys that occur, in the order in which they do
 ):
     "Write `rows` as a table of comma-separated values"
     with open(path, 'w', newline='', encoding='utf-8') as f:
@@ -210,6 +219,9 @@ class LRSchedulerCallback(Callback):
         if self._by_loss and (self.per_batch or self.data.valid_dl is None or not hasattr(self.run, 'avg_stats')):
             raise ValueError("LRSchedulerCallback: ReduceLROnPlateau looks at the validation loss after each epoch: it needs per_batch=False, validation batches and an AvgStatsCallback")
 
+    def state_dict(self): return self.sched.state_dict()
+    def load_state_dict(self, state): self.sched.load_state_dict(state)
+
     def after_batch(self):
         if self.in_train and self.per_batch: self.sched.step()
 
@@ -218,6 +230,23 @@ class LRSchedulerCallback(Callback):
         self.sched.step(*([self.avg_stats.valid_stats.avg_stats[0]] if self._by_loss else []))
 
 # %% ../nbs/05_lr_finder.ipynb #95a84922
+def _random_state(generators=()) -> dict:
+    "Where all random numbers go on from: Python's, those of NumPy if it is in use, PyTorch's on each device, and `generators`; as plain data"
+    numpy = sys.modules['numpy'].random.get_state() if 'numpy' in sys.modules else None
+    return dict(python=random.getstate(), torch=torch.get_rng_state(), generators=[g.get_state() for g in generators],
+                numpy=None if numpy is None else (numpy[0], numpy[1].tolist(), *numpy[2:]),
+                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None,   # asking would initialise it, and cost memory
+                mps=torch.mps.get_rng_state() if torch.backends.mps.is_available() else None)
+
+def _set_random_state(state:dict, generators=()):
+    "Go on from `state`"
+    random.setstate(state['python']); torch.set_rng_state(state['torch'])
+    if state['numpy'] is not None and 'numpy' in sys.modules: sys.modules['numpy'].random.set_state(state['numpy'])
+    if state['cuda'] is not None and torch.cuda.device_count() == len(state['cuda']): torch.cuda.set_rng_state_all(state['cuda'])
+    elif torch.cuda.is_initialized(): torch.cuda.manual_seed_all(torch.initial_seed())   # as if it were first used now
+    if state['mps'] is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
+    for g, s in zip(generators, state['generators']): g.set_state(s)
+
 class _Snapshot:
     "A copy of all that training changes: parameters, gradients, buffers, modes, optimizer, random number generators"
     def __init__(self, learn:Learner):
@@ -230,11 +259,8 @@ class _Snapshot:
         self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if type(m).get_extra_state is not nn.Module.get_extra_state]   # what a module keeps beside tensors
         self.groups = [{k: copy.deepcopy(v) for k, v in pg.items() if k != 'params'} for pg in learn.opt.param_groups]
         self.state = {p: copy.deepcopy(s) for p, s in learn.opt.state.items()}
-        self.rng, self.python = torch.get_rng_state(), random.getstate()
-        self.numpy = sys.modules['numpy'].random.get_state() if 'numpy' in sys.modules else None
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None   # asking would initialise it, and cost memory
-        self.mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-        self.generators = [(g, g.get_state()) for g in _generators(learn.data)]
+        self.generators = _generators(learn.data)
+        self.random = _random_state(self.generators)
         self.workers = [dl for dl in (learn.data.train_dl, learn.data.valid_dl) if getattr(dl, '_iterator', self) is None]   # persistent ones, not started yet
 
     def restore(self):
@@ -256,12 +282,7 @@ class _Snapshot:
             pg.update(copy.deepcopy(former))
         opt.state.clear()
         for p, s in self.state.items(): opt.state[p] = copy.deepcopy(s)
-        torch.set_rng_state(self.rng); random.setstate(self.python)
-        if self.numpy is not None: sys.modules['numpy'].random.set_state(self.numpy)
-        if self.cuda is not None: torch.cuda.set_rng_state_all(self.cuda)
-        elif torch.cuda.is_initialized(): torch.cuda.manual_seed_all(torch.initial_seed())   # as if it were first used now
-        if self.mps is not None: torch.mps.set_rng_state(self.mps)
-        for g, state in self.generators: g.set_state(state)
+        _set_random_state(self.random, self.generators)
         for dl in self.workers: dl._iterator = None
 
 def _generators(data) -> list[torch.Generator]:
@@ -343,7 +364,7 @@ class LRFindResult:
         stopped:str,          # Why the sweep ended
     ):
         self.lrs, self.losses, self.smoothed, self.stopped = lrs, losses, smoothed, stopped
-        self.suggestions = {'valley': None, 'steepest': None}
+        self.suggestions:dict[str, float|None] = {'valley': None, 'steepest': None}
         start, end = self._descent()
         if end - start < 2: return
         x, y = torch.tensor(lrs, dtype=torch.float64).log()[start:end+1], torch.tensor(smoothed, dtype=torch.float64)[start:end+1]

@@ -29,7 +29,7 @@ def _positive(name:str, **sizes):
 
 def _scale(x:Tensor, mults:Tensor|None, adds:Tensor|None) -> Tensor:
     "Multiply by the factors and add the summands, one for each channel or one for all, if there are any"
-    return x if mults is None else x*_per_channel(mults, x) + _per_channel(adds, x)
+    return x if mults is None or adds is None else x*_per_channel(mults, x) + _per_channel(adds, x)
 
 class _Affine(nn.Module):
     "Has a factor and a summand for each of `nf` channels"
@@ -217,7 +217,7 @@ class RunningBatchNorm(_Affine):
     def extra_repr(self): return f"{self.nf}, mom={self.mom:g}, eps={self.eps:g}{', scaled=False'*(not self.scaled)}"
 
 # %% ../nbs/07_batchnorm.ipynb #ee45b625
-_norms = {'batch': nn.BatchNorm2d, 'running': RunningBatchNorm, 'layer': partial(nn.GroupNorm, 1), 'instance': partial(nn.InstanceNorm2d, affine=True),
+_norms:dict[str, Callable|None] = {'batch': nn.BatchNorm2d, 'running': RunningBatchNorm, 'layer': partial(nn.GroupNorm, 1), 'instance': partial(nn.InstanceNorm2d, affine=True),
           'group': lambda nf: nn.GroupNorm(math.gcd(4, nf), nf), 'none': None}
 
 def get_norm(
@@ -227,9 +227,10 @@ def get_norm(
     "A norm by its name"
     if isinstance(norm, str):
         if norm not in _norms: raise ValueError(f"There is no norm called '{norm}': choose one of {', '.join(_norms)} (in Python also a function of the number of channels)")
-        norm = _norms[norm]
-    elif norm is not None and not callable(norm): raise TypeError(f"A norm is a name or a function of the number of channels, not {norm!r}")
-    return None if norm is None else norm(nf)
+        make = _norms[norm]
+    elif norm is None or callable(norm): make = norm
+    else: raise TypeError(f"A norm is a name or a function of the number of channels, not {norm!r}")
+    return None if make is None else make(nf)
 
 def conv_layer(
     ni:int,       # Channels in

@@ -171,3 +171,40 @@ def test_importing_changes_nothing(names, tmp_path):
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stdout and not list(tmp_path.iterdir())
+
+
+def test_lint_and_types():
+    "ruff and mypy find nothing; who uses the package gets its types"
+    for command in (['ruff', 'check', str(root)], ['mypy']):
+        done = subprocess.run([sys.executable, '-m', *command], cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (root/'minifastai'/'py.typed').exists()
+
+
+PUBLIC = root/'tests'/'public.txt'
+
+
+def test_the_public_surface_is_what_is_written_down():
+    "Each exported name with its signature: a change to it is a change to public.txt, which a reader of the change sees. `python tests/test_sync.py` writes it anew"
+    assert surface() == PUBLIC.read_text(encoding='utf-8').splitlines()
+
+
+def surface() -> list[str]:
+    "A line for each exported name, and for each public method of a class, as the source has it"
+    def line(prefix, f):
+        returns = f' -> {ast.unparse(f.returns)}' if f.returns else ''
+        return f'{prefix}{f.name}({ast.unparse(f.args)}){returns}'
+    lines = []
+    for module in CHAPTERS:
+        if module in SITE_WIDE: continue
+        names = exported(module)
+        for node in ast.parse((root/'minifastai'/f'{module}.py').read_text(encoding='utf-8')).body:
+            if isinstance(node, ast.FunctionDef) and node.name in names: lines.append(line(f'{module}.', node))
+            if isinstance(node, ast.ClassDef) and node.name in names:
+                lines.append(f"{module}.{node.name}({', '.join(map(ast.unparse, node.bases))})")
+                lines += [line(f'{module}.{node.name}.', f) for f in node.body if isinstance(f, ast.FunctionDef) and (not f.name.startswith('_') or f.name == '__init__')]
+            if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id in names for t in node.targets): lines.append(f'{module}.{node.targets[0].id}')
+    return lines
+
+
+if __name__ == '__main__': PUBLIC.write_text('\n'.join(surface()) + '\n', encoding='utf-8')
