@@ -34,4 +34,4 @@ def main(rounds:int):
     print('slowest by themselves: ' + ', '.join(f'{name} {us/1000:.0f} ms' for us, name in slowest))
 
 
-if __name__ == '__main__': main(options(__doc__, rounds=9).rounds)
+if __name__ == '__main__': main(options(__doc__, rounds=5).rounds)

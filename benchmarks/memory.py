@@ -51,4 +51,4 @@ def main(rounds:int):
 
 if __name__ == '__main__':
     if '--only' in sys.argv: print(peak(sys.argv[-1]))
-    else: main(options(__doc__, rounds=5).rounds)
+    else: main(options(__doc__, rounds=3).rounds)

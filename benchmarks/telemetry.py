@@ -51,4 +51,4 @@ def main(steps:int):
         claim(f'a step with telemetry of every layer ({name}), times one without', 1.1, statistics.median(ratios))
 
 
-if __name__ == '__main__': main(options(__doc__, steps=600).steps)
+if __name__ == '__main__': main(options(__doc__, steps=400).steps)

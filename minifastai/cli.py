@@ -6,7 +6,7 @@
 __all__ = ['minifastai_train', 'minifastai_lr_find']
 
 # %% ../nbs/90_cli.ipynb #27c73f59
-import errno, json, os, signal, sys, threading, time
+import errno, json, os, signal, sys, threading, time, warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -184,7 +184,10 @@ def minifastai_train(
             print(f"Going on with {folder}, " + ("from the beginning: there is no checkpoint yet" if last is None else "which is complete" if last.epoch == how.epochs else f"epoch {last.epoch + 1}, of which {last.batch} batches are done"), flush=True)
         run.cbs.append(CheckpointCallback(folder/'checkpoints', every, resume=resume is not None))
     start = time.perf_counter()
-    try: run.fit(how.epochs, learn)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Stopped in ')   # is said at the end
+            run.fit(how.epochs, learn)
     except KeyboardInterrupt: status = 130   # as a shell reports a command that was interrupted
     except SystemExit as e: status = e.code if isinstance(e.code, int) else 1   # or terminated
     except CheckpointError as e: status = 1; print(f'minifastai-train: {e}', file=sys.stderr)

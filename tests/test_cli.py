@@ -23,7 +23,7 @@ from minifastai.recipes import RECIPES
 
 root = Path(__file__).parent.parent
 COMMAND = str(Path(sys.executable).with_name('minifastai-train'))
-FILES = {'history.csv', 'batches.csv', 'model.safetensors', 'losses.png', 'learning_rate.png', 'accuracy.png'}
+FILES = {'settings.json', 'checkpoints', 'history.csv', 'batches.csv', 'model.safetensors', 'losses.png', 'learning_rate.png', 'accuracy.png'}
 
 
 def train(*args, cwd, **env):
@@ -33,7 +33,7 @@ def train(*args, cwd, **env):
 
 
 def test_files_and_table(tmp_path):
-    done = train('--dataset', 'digits', '--epochs', '2', '--out', 'run', cwd=tmp_path)
+    done = train('--dataset', 'digits', '--recipe', 'lesson', '--bs', '128', '--epochs', '2', '--out', 'run', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path/'run').iterdir()} == FILES
     rows = list(csv.DictReader(open(tmp_path/'run'/'history.csv')))
@@ -43,14 +43,9 @@ def test_files_and_table(tmp_path):
 
 
 def test_same_seed_same_weights(tmp_path):
-    for out, seed in (('a', '1'), ('b', '1'), ('c', '2')): train('--dataset', 'digits', '--epochs', '1', '--seed', seed, '--out', out, cwd=tmp_path)
+    for out, seed in (('a', '1'), ('b', '1'), ('c', '2')): train('--dataset', 'digits', '--recipe', 'lesson', '--bs', '128', '--epochs', '1', '--seed', seed, '--out', out, cwd=tmp_path)
     a, b, c = ((tmp_path/out/'model.safetensors').read_bytes() for out in 'abc')
     assert a == b != c
-
-
-def test_it_learns(tmp_path):
-    done = train('--dataset', 'digits', '--out', 'run', cwd=tmp_path)
-    assert float(re.search(r'Validation accuracy ([\d.]+)', done.stdout)[1]) > 0.85, done.stdout
 
 
 @pytest.mark.parametrize('norm', ['running', 'layer', 'instance', 'group', 'none'])
@@ -63,16 +58,17 @@ def test_any_norm(tmp_path, norm):
         RECIPES['lesson'].learn_run(one, norm=norm)[0].model.load_state_dict({k: f.get_tensor(k) for k in f.keys()})
 
 
-@pytest.mark.parametrize('recipe, seconds', [('one-epoch', 60), ('eight-epochs', 60), ('lesson', 60)])
-def test_recipes(tmp_path, recipe, seconds):
-    done = train('--recipe', recipe, '--dataset', 'digits', '--out', 'run', cwd=tmp_path)
+@pytest.mark.parametrize('recipe', ['one-epoch', None, 'lesson'])
+def test_recipes(tmp_path, recipe):
+    done = train(*(['--recipe', recipe] if recipe else []), '--dataset', 'digits', '--out', 'run', cwd=tmp_path)
+    recipe = recipe or 'eight-epochs'       # what it is for the digits if nothing is said
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(open(tmp_path/'run'/'history.csv')))
     assert len(rows) == RECIPES[recipe].epochs
-    looks = re.search(r'and ([\d.]+) by (\d) looks', done.stdout)
+    looks = re.search(r'and ([\d.]+) by (\d+) looks', done.stdout)
     assert bool(looks) == (len(RECIPES[recipe].views) > 1), done.stdout
     with safe_open(tmp_path/'run'/'model.safetensors', 'pt') as f: assert json.loads(f.metadata()['minifastai'])['recipe'] == recipe
-    if recipe == 'eight-epochs': assert float(looks[1]) > 0.97
+    if recipe == 'eight-epochs': assert float(looks[1]) > 0.97 and float(re.search(r'Validation accuracy ([\d.]+)', done.stdout)[1]) > 0.95
 
 
 def test_a_recipe_with_other_settings(tmp_path):
@@ -108,7 +104,7 @@ def test_refusals(tmp_path, args, message):
 
 
 def test_ctrl_c_keeps_what_there_is(tmp_path):
-    process = subprocess.Popen([COMMAND, '--dataset', 'digits', '--epochs', '10000', '--out', 'run'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    process = subprocess.Popen([COMMAND, '--dataset', 'digits', '--recipe', 'lesson', '--bs', '128', '--epochs', '10000', '--out', 'run'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # tests started in the background ignore it
     for line in process.stdout:
         if line.split()[:1] == ['1']: break      # the second epoch is done
@@ -119,15 +115,21 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
     assert len(list(csv.DictReader(open(tmp_path/'run'/'history.csv')))) >= 2
 
 
+def test_a_loss_that_explodes(tmp_path):
+    done = train('--dataset', 'digits', '--recipe', 'lesson', '--lr', '1e9', '--out', 'run', cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count('the loss is nan') == 1 and 'learning rate 1e+09' in done.stderr and 'Traceback' not in done.stderr, done.stderr
+    assert (tmp_path/'run'/'batches.csv').exists()
+
+
 def test_runs_started_in_the_same_second(tmp_path):
-    runs = [subprocess.Popen([COMMAND, '--dataset', 'digits', '--epochs', '1', '--seed', str(i)], cwd=tmp_path, stdout=subprocess.DEVNULL) for i in range(3)]
+    runs = [subprocess.Popen([COMMAND, '--dataset', 'digits', '--recipe', 'lesson', '--bs', '128', '--epochs', '1', '--seed', str(i)], cwd=tmp_path, stdout=subprocess.DEVNULL) for i in range(3)]
     assert [run.wait(timeout=300) for run in runs] == [0, 0, 0]
     assert [{p.name for p in folder.iterdir()} for folder in (tmp_path/'runs').iterdir()] == [FILES]*3
 
 
 def test_nobody_reads_the_output(tmp_path):
     "`minifastai-train | head -1`: the training is not lost"
-    process = subprocess.Popen([COMMAND, '--dataset', 'digits', '--epochs', '3', '--out', 'run'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([COMMAND, '--dataset', 'digits', '--recipe', 'lesson', '--bs', '128', '--epochs', '3', '--out', 'run'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()
