@@ -69,4 +69,4 @@ def main(rounds:int):
     print(f"data path alone: {spread([1e3*a for a, _ in pairs], '.1f')} ms an epoch; {spread(ratios(*zip(*pairs)))} times plain indexing; {spread([100*a/b for (a, _), b in zip(pairs, times['ours']*99)], '.1f')}% of the epoch")
 
 
-if __name__ == '__main__': main(options(__doc__, rounds=7).rounds)
+if __name__ == '__main__': main(options(__doc__, rounds=5).rounds)
