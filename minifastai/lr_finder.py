@@ -74,7 +74,7 @@ def combine_scheds(
     if not all(p >= 0 for p in pcts): raise ValueError(f"combine_scheds: shares cannot be negative: {pcts}")
     if not abs(sum(pcts) - 1) < 1e-6: raise ValueError(f"combine_scheds: the shares {pcts} add up to {sum(pcts):.6g}, not to 1")
     pairs = [(p, s) for p, s in zip(pcts, scheds) if p > 0]
-    ends = [sum(p for p, _ in pairs[:i+1]) for i in range(len(pairs))]
+    ends = [min(sum(p for p, _ in pairs[:i+1]), 1.) for i in range(len(pairs))]
     return _Combined(ends[:-1] + [1.], [s for _, s in pairs])
 
 def cos_1cycle_anneal(
