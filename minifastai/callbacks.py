@@ -402,6 +402,12 @@ def _check_devices(model:Callable, xb, yb):
             raise RuntimeError(f"The model is on {', '.join(sorted(map(str, where)))}, but {k} is on {t.device}. Move the model before fit, "
                                f"learn.model.to('{t.device}'), or each batch in a callback's begin_batch, self.run.{k} = self.{k}.to(...)")
 
+def _check_labels(pred, yb):
+    "Name the first label that the predictions have no score for; asked once the loss has failed"
+    if not (isinstance(pred, Tensor) and isinstance(yb, Tensor)) or pred.dim() < 2 or yb.is_floating_point(): return
+    wrong = ((yb < 0) | (yb >= pred.shape[1])).nonzero()
+    if len(wrong): raise ValueError(f"Item {wrong[0, 0].item()} of this batch has the label {yb[tuple(wrong[0])].item()}, but the model's scores are for {pred.shape[1]} classes, 0 to {pred.shape[1] - 1}")
+
 def _detached(o):
     "Tensors, also within tuples and lists, without their graph"
     if isinstance(o, (tuple, list)) and not hasattr(o, '_fields'): return type(o)(map(_detached, o))
@@ -523,6 +529,7 @@ class Runner(_Announcer):
             self('after_pred')
             self.loss = learn.loss_func(self.pred, self.yb)
         except RuntimeError: _check_devices(learn.model, self.xb, self.yb); raise
+        except IndexError: _check_labels(self.pred, self.yb); raise
         self('after_loss')
         _check_loss(self.loss, self.in_train)
         if not self.in_train: return

@@ -41,6 +41,8 @@ def _write_folder(final:Path, about:dict, files:dict[str, bytes]):
     finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/09_checkpoints.ipynb #70c40759
+_files = ('model.safetensors', 'training.pt', 'callbacks.pt')
+
 @dataclass(frozen=True)
 class Checkpoint:
     "A saved training: a folder with weights as safetensors, all the rest as plain data, and a manifest that has the hash of each file"
@@ -48,7 +50,7 @@ class Checkpoint:
     epoch:int     # The epoch to go on with
     batch:int     # How many of its training batches are done
     metrics:dict  # Averages of the epoch that was just over, such as `valid_accuracy`; none in the middle of one
-    files:dict = field(repr=False) # Size and hash of each file, by name
+    files:dict[str, tuple[int, str]] = field(repr=False) # Size in bytes and SHA-256 of each file, by name
 
     @classmethod
     def at(cls,
@@ -60,7 +62,9 @@ class Checkpoint:
             manifest = json.loads((path/'manifest.json').read_bytes())
             if _digest(manifest['about'].encode()) != manifest['sha256']: raise ValueError("its hash is not that of what was written")
             about = json.loads(manifest['about'])
-            return cls(path, about['epoch'], about['batch'], about['metrics'], about['files'])
+            if set(about['files']) != set(_files): raise ValueError(f"its files are {', '.join(about['files'])}, not {', '.join(_files)}")
+            if not all(type(about[k]) is int and about[k] >= 0 for k in ('epoch', 'batch')): raise ValueError("epoch and batch have to be numbers from 0 on")
+            return cls(path, about['epoch'], about['batch'], dict(about['metrics']), {name: (int(f['bytes']), str(f['sha256'])) for name, f in about['files'].items()})
         except (FileNotFoundError, NotADirectoryError): raise ValueError(f"{path} is no checkpoint: there is no manifest.json in it") from None
         except (ValueError, TypeError, KeyError, AttributeError) as e: raise ValueError(f"{path/'manifest.json'} is damaged: {e}") from None
 
@@ -70,21 +74,27 @@ class Checkpoint:
         "A file's content if it is what was written, else a `ValueError`"
         try: data = (self.path/name).read_bytes()
         except FileNotFoundError: raise ValueError(f"{self.path/name} is missing") from None
-        if len(data) != self.files[name]['bytes']: raise ValueError(f"{self.path/name} is damaged: of {self.files[name]['bytes']:,} bytes it has {len(data):,}")
-        if _digest(data) != self.files[name]['sha256']: raise ValueError(f"{self.path/name} is damaged: its hash is not that of what was written")
+        size, digest = self.files[name]
+        if len(data) != size: raise ValueError(f"{self.path/name} is damaged: of {size:,} bytes it has {len(data):,}")
+        if _digest(data) != digest: raise ValueError(f"{self.path/name} is damaged: its hash is not that of what was written")
         return data
 
     def weights(self) -> dict[str, Tensor]: # For `model.load_state_dict`; on the CPU
         "The model's parameters and buffers"
-        return safetensors.torch.load(self.read('model.safetensors'))
+        try: return safetensors.torch.load(self.read('model.safetensors'))
+        except safetensors.SafetensorError as e: raise ValueError(f"{self.path/'model.safetensors'} is no file of weights: {e}") from None
 
     def state(self,
         name:str='training.pt',        # Which file
         device:str|torch.device='cpu', # Where its tensors are wanted
     ) -> dict:
         "The rest. If there is more than plain data in it, none of it is run, and it is a `ValueError`"
-        try: return torch.load(io.BytesIO(self.read(name)), map_location=device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as e: raise ValueError(f"{self.path/name} holds more than plain data, and was not loaded: {str(e).splitlines()[0]}") from e
+        data = self.read(name)
+        try: state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        except pickle.UnpicklingError as e: raise ValueError(f"{self.path/name} holds more than plain data, and was not loaded: it could run code. No checkpoint of this package has such a file") from e
+        except Exception as e: raise ValueError(f"{self.path/name} is not what `torch.save` writes, and was not loaded") from e   # what is made to be misread can fail in any way
+        if type(state) is not dict: raise ValueError(f"{self.path/name} holds a {type(state).__name__}, where a dictionary was expected")
+        return state
 
 # %% ../nbs/09_checkpoints.ipynb #e7737931
 def _numbered(folder:str|Path) -> list[Path]:
@@ -114,6 +124,10 @@ def find_checkpoint(
     return min(whole, key=lambda c: _badness(best, c.metrics), default=None)
 
 # %% ../nbs/09_checkpoints.ipynb #f84438ec
+def _state_of(module) -> dict:
+    "The state of a module; of a function, none"
+    return module.state_dict() if isinstance(module, nn.Module) else {}
+
 class CheckpointError(OSError):
     "A checkpoint could not be written"
     def __str__(self): return self.strerror or super().__str__()
@@ -134,7 +148,7 @@ class CheckpointCallback(Callback):
         every:int|None=None, # After every so many training batches as well; by default at the end of each epoch
         keep:int=2,          # How many to keep: the last ones
         best:str|None=None,  # Keep the best by this metric as well, such as `'valid_accuracy'` or `'valid_loss'`
-        resume:bool=False,   # Go on from the last one, if there is one?
+        resume:bool|Checkpoint=False, # Go on from the last one, if there is one? Or from this one
         stop_on:Sequence[int]=(signal.SIGINT, signal.SIGTERM), # Signals that stop the training after the batch (or the validation) that is running, with a last checkpoint; a second one stops at once. SIGINT is Ctrl-C
     ):
         for k, v in (('every', every), ('keep', keep)):
@@ -149,7 +163,8 @@ class CheckpointCallback(Callback):
             for left in self.folder.glob('.*.part'): shutil.rmtree(left)   # of a program that was killed while it wrote
             probe = self.folder/'.probe.part'; probe.mkdir(); probe.rmdir()
         except OSError as e: raise CheckpointError(e.errno, f"Checkpoints cannot be written to {self.folder}, choose another folder: {e.strerror}") from e
-        found, self._saved, self._metrics = find_checkpoint(self.folder), _numbered(self.folder), {}
+        chosen = isinstance(self.resume, Checkpoint) and not self._mine
+        found, self._saved, self._metrics = self.resume if chosen else find_checkpoint(self.folder), _numbered(self.folder), {}
         for path in self._saved:
             try: self._metrics[path] = Checkpoint.at(path).metrics
             except ValueError: pass   # damaged: it has been warned of
@@ -191,10 +206,10 @@ class CheckpointCallback(Callback):
     def _save(self, epoch:int, batch:int):
         stats = getattr(self.run, 'avg_stats', None)
         metrics = stats.row() if stats is not None and not batch else {}
-        model = self.model.state_dict() if isinstance(self.model, nn.Module) else {}
+        model = _state_of(self.model)
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.items() if isinstance(v, Tensor)}   # cloned, as some may share memory
         training = dict(n_iter=self.run.n_iter, n_epochs=self.run.n_epochs, batches=_n_batches(self.data.train_dl), opt=self.opt.state_dict(), random=_random_state(self._generators()), before=self._pass,
-                        loss=self.loss_func.state_dict() if isinstance(self.loss_func, nn.Module) else {}, extra={k: v for k, v in model.items() if not isinstance(v, Tensor)})
+                        loss=_state_of(self.loss_func), extra={k: v for k, v in model.items() if not isinstance(v, Tensor)})
         callbacks = {cb.name: _kept(type(cb).__name__, cb.state_dict()) for cb in self.cbs if cb is not self}
         number = int(self._saved[-1].name.split('-')[0]) + 1 if self._saved else 0
         path = self.folder/f'{number:06d}-epoch-{epoch}-batch-{batch}'
@@ -215,10 +230,12 @@ class CheckpointCallback(Callback):
 
     def _go_on(self, c:Checkpoint):
         "Take up the training that wrote `c`, if it is the same"
-        device = next((p.device for p in self.model.parameters()), torch.device('cpu')) if isinstance(self.model, nn.Module) else torch.device('cpu')
+        own = _state_of(self.model)
+        device = next((v.device for v in own.values() if isinstance(v, Tensor)), 'cpu')
         weights, training = c.weights(), c.state() | dict(callbacks=c.state('callbacks.pt', device))   # all is read before anything is changed
+        for k in ('n_iter', 'n_epochs', 'batches', 'opt', 'random', 'before', 'loss', 'extra'):
+            if k not in training: raise ValueError(f"{c.path/'training.pt'} has no {k!r}: was it written by something else?")
         if c.epoch > self.epochs: raise ValueError(f"{c.path} is of a training that has done {c.epoch} epochs, more than the {self.epochs} asked for")
-        own = self.model.state_dict() if isinstance(self.model, nn.Module) else {}
         kept = weights | training['extra']
         wrong = [k for k in {**own, **kept} if k not in own or k not in kept or (isinstance(own[k], Tensor) and own[k].shape != kept[k].shape)]
         if wrong:

@@ -176,13 +176,14 @@ def minifastai_train(
             recipe, epochs, bs, lr, momentum, norm, dataset, seed = (kept[k] for k in ('recipe', 'epochs', 'bs', 'lr', 'momentum', 'norm', 'dataset', 'seed'))
         elif out is not None: _out_folder(out, '')
         learn, run, how, settings = _learner([AvgStatsCallback(accuracy), recorder, ProgressCallback(), guard], recipe, dataset, data, seed, device, norm, epochs=epochs, bs=bs, lr=lr, momentum=momentum)
+        last = None
         if resume is None:
             folder = _out_folder(out, settings['dataset'])
             _write(folder/'settings.json', lambda part: part.write_text(json.dumps(settings | dict(epochs=how.epochs, torch=torch.__version__), indent=1) + '\n'))
         else:
-            last = find_checkpoint(folder/'checkpoints')
+            last = find_checkpoint(folder/'checkpoints')   # of a damaged one before it we are told here
             print(f"Going on with {folder}, " + ("from the beginning: there is no checkpoint yet" if last is None else "which is complete" if last.epoch == how.epochs else f"epoch {last.epoch + 1}, of which {last.batch} batches are done"), flush=True)
-        run.cbs.append(CheckpointCallback(folder/'checkpoints', every, resume=resume is not None))
+        run.cbs.append(CheckpointCallback(folder/'checkpoints', every, resume=last or resume is not None))
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():

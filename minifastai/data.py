@@ -9,11 +9,12 @@ __all__ = ['parse_idx', 'find_mnist', 'get_data', 'get_test_data', 'show_images'
 # %% ../nbs/00_data.ipynb #bf3129ee
 import gzip, hashlib, math, os, tempfile, zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 # %% ../nbs/00_data.ipynb #1356768d
 _idx_types = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
@@ -260,17 +261,29 @@ def get_dls(
     return loader(train_ds, sampler), loader(valid_ds, BatchSampler(len(valid_ds), 2*bs))
 
 # %% ../nbs/00_data.ipynb #27ce0456
-def _check_items(what:str, ds, c:int|None):
-    "Refuse tensors with numbers that are not finite, or with labels of no class, and name the first such item"
+def _faults(ds, c:int|None) -> Iterator[tuple[int, str, str]]:
+    "Index, 'input' or 'target', and what is wrong, of each item of `ds` that nothing can be learned from: of tensors, and of parts and sums of data sets that are made of them"
+    if isinstance(ds, Subset):
+        if (first := next(faults := _faults(ds.dataset, c), None)) is None: return
+        at = {int(i): n for n, i in enumerate(ds.indices)}
+        yield from ((at[i], *fault) for i, *fault in chain([first], faults) if i in at)
+    elif isinstance(ds, ConcatDataset):
+        for start, part in zip([0, *ds.cumulative_sizes], ds.datasets): yield from ((start + i, *fault) for i, *fault in _faults(part, c))
     x, y = (ds.x, ds.y) if isinstance(ds, Dataset) else ds.tensors if isinstance(ds, TensorDataset) and len(ds.tensors) == 2 else (None, None)
     for name, t in (('input', x), ('target', y)):
-        if not isinstance(t, Tensor) or not t.numel(): continue
-        lo, hi = t.aminmax() if not t.is_complex() else (t.new_zeros(()),)*2
+        if isinstance(t, np.ndarray) and t.dtype.kind in 'iuf': t = torch.from_numpy(t)
+        if not isinstance(t, Tensor) or not t.numel() or t.is_complex(): continue
+        lo, hi = t.aminmax()
         if t.is_floating_point():
-            if not (lo.isfinite() and hi.isfinite()): raise ValueError(f"{what}: {name} {(~t.reshape(len(t), -1).isfinite().all(1)).nonzero()[0].item()} has numbers that are not finite (nan, inf)")
-        elif t is y and c is not None and t.dim() == 1 and not (lo >= 0 and hi < c):
-            wrong = ((t >= c) | ((t < 0) & (t != -100))).nonzero()   # -100 marks labels that a loss is to ignore
-            if len(wrong): raise ValueError(f"{what}: target {wrong[0].item()} is {t[wrong[0]].item()}, but the {c} classes are 0 to {c-1}")
+            if lo.isfinite() and hi.isfinite(): continue
+            for i in (~t.reshape(len(t), -1).isfinite().all(1)).nonzero().flatten().tolist(): yield i, name, 'has numbers that are not finite (nan, inf)'
+        elif name == 'target' and c is not None and t.dim() == 1 and not (lo >= 0 and hi < c):
+            for i in ((t >= c) | ((t < 0) & (t != -100))).nonzero().flatten().tolist():   # -100 marks labels that a loss is to ignore
+                yield i, name, f'is {t[i].item()}, but the {c} classes are 0 to {c-1}'
+
+def _check_items(what:str, ds, c:int|None):
+    "Refuse tensors with numbers that are not finite, or with labels of no class, and name the first such item"
+    for i, name, fault in _faults(ds, c): raise ValueError(f"{what}: {name} {i} {fault}")
 
 class DataBunch:
     "Training and validation batches, and the number of classes; tensors that nothing can be learned from are refused, by the index of the first wrong item"

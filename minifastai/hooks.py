@@ -386,7 +386,7 @@ def first_not_finite(
 
 class TerminateOnNaNCallback(Callback):
     "Stops a training at the first loss that is not finite, before a step is made with it, and says where that was"
-    _order = 50
+    _order, name = 50, 'terminate_on_nan'
     message = None #: Why the training was stopped, if it was
     def __init__(self,
         layers:bool=False,    # Then find the layer in which it began, too? The batch is run once more

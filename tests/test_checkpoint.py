@@ -2,9 +2,11 @@
 import copy
 import errno
 import io
+import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +268,60 @@ def test_a_manifest_of_anything(tmp_path, text):
     *_, before, last = sorted(tmp_path.iterdir())
     (last/'manifest.json').write_bytes(text)
     with pytest.warns(UserWarning, match='manifest.json is damaged'): assert find_checkpoint(tmp_path).path == before
+
+
+def _remake(path, about=None, **files):
+    "The checkpoint at `path` with other content, and the hashes that belong to it"
+    old = Checkpoint.at(path)
+    files = {name: files.get(Path(name).stem) or old.read(name) for name in old.files}
+    shutil.rmtree(path)
+    checkpoint._write_folder(path, dict(epoch=old.epoch, batch=old.batch, metrics=old.metrics), files)
+    if about is None: return
+    manifest = json.loads((path/'manifest.json').read_bytes())
+    text = json.dumps(about(json.loads(manifest['about'])))
+    (path/'manifest.json').write_text(json.dumps(dict(sha256=checkpoint._digest(text.encode()), about=text)))
+
+
+@pytest.mark.parametrize('about', [
+    lambda a: a | dict(epoch=-1), lambda a: a | dict(batch='2'), lambda a: a | dict(batch=True), lambda a: {k: v for k, v in a.items() if k != 'epoch'}, lambda a: [a], lambda a: None,
+    lambda a: a | dict(metrics=3), lambda a: a | dict(files={}), lambda a: a | dict(files=list(a['files'])), lambda a: a | dict(files={k: 3 for k in a['files']}),
+    lambda a: a | dict(files=a['files'] | {'../../outside': dict(bytes=0, sha256='')}),
+])
+def test_a_manifest_of_anything_with_the_right_hash(tmp_path, about):
+    Runner([CheckpointCallback(tmp_path, every=1)]).fit(1, tiny_learner())
+    *_, before, last = sorted(tmp_path.iterdir())
+    _remake(last, about)
+    with pytest.warns(UserWarning, match='manifest.json is damaged'): assert find_checkpoint(tmp_path).path == before
+
+
+def _saved(o):
+    torch.save(o, out := io.BytesIO())
+    return out.getvalue()
+
+
+@pytest.mark.parametrize('files, message', [
+    (dict(model=b'no weights at all'), 'model.safetensors is no file of weights'), (dict(model=b'\xff'*8 + b'{}'), 'model.safetensors is no file of weights'),
+    (dict(training=b'x'), 'training.pt (holds more than plain data|is not what)'), (dict(training=_saved([1])), 'training.pt holds a list'), (dict(training=_saved({'opt': 1})), "training.pt has no 'n_iter'"),
+    (dict(callbacks=b'abc'), 'callbacks.pt (holds more than plain data|is not what)'), (dict(callbacks=_saved(7)), 'callbacks.pt holds a int'),
+], ids=str)
+def test_files_of_anything_with_the_right_hash(tmp_path, files, message):
+    Runner([CheckpointCallback(tmp_path)]).fit(1, tiny_learner())
+    _remake(next(tmp_path.iterdir()), **files)
+    learn = tiny_learner()
+    before = weights(learn)
+    with pytest.raises(ValueError, match=message): Runner([CheckpointCallback(tmp_path, resume=True)]).fit(2, learn)
+    assert torch.equal(weights(learn), before)
+
+
+def test_goes_on_from_the_one_that_is_chosen(tmp_path):
+    learn, run = noisy(with_loader, [CheckpointCallback(tmp_path, keep=9)], 0)
+    run.fit(3, learn)
+    first = Checkpoint.at(min(tmp_path.iterdir()))
+    again, second = noisy(with_loader, [CheckpointCallback(tmp_path, keep=9, resume=first)], 5)
+    second.fit(3, again)
+    assert first.epoch == 1 and torch.equal(weights(again), weights(learn))
+    same(second, run)
+    assert [p.name[:14] for p in sorted(tmp_path.iterdir())] == [f'00000{i}-epoch-{n}' for i, n in enumerate((1, 2, 3, 2, 3))]
 
 
 def test_state_that_is_no_plain_data(tmp_path):
