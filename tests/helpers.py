@@ -1,4 +1,6 @@
 "What several tests use: a tiny learner, and callbacks that note or raise."
+import os
+import tempfile
 from functools import partial
 
 import torch
@@ -7,6 +9,16 @@ from torch import nn, optim
 
 from minifastai.callbacks import EVENTS, Callback, Learner
 from minifastai.data import DataBunch
+
+
+def heeds_permissions() -> bool:
+    "Do permissions of files bind this process? They do not bind root, unless its capabilities were dropped"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o500)
+        try: os.mkdir(os.path.join(folder, 'below'))
+        except PermissionError: return True
+        os.rmdir(os.path.join(folder, 'below'))
+        return False
 
 
 def tiny_learner(n_train=3, n_valid=2, model=None, opt_func=None, loss_func=F.cross_entropy):

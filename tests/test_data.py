@@ -1,7 +1,6 @@
 "Downloads from servers that misbehave, two at a time, and the search order."
 import gzip
 import hashlib
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import heeds_permissions
 
 from minifastai import data
 from minifastai.data import find_mnist, get_data, get_test_data
@@ -168,7 +168,7 @@ def test_settings(monkeypatch, tiny_mnist):
     with pytest.raises(ValueError, match="no data set 'mnits'"): get_data()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+@pytest.mark.skipif(not heeds_permissions(), reason='root may read everything')
 def test_an_unreadable_file(tiny_mnist, tmp_path):
     for name, content in tiny_mnist.items(): (tmp_path/f'{name}.gz').write_bytes(gzip.compress(content))
     Path(tmp_path/f'{IMAGES}.gz').chmod(0)
