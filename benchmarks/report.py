@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-QUICK = ['steps.py', 'epoch.py', 'norms.py', 'telemetry.py', 'imports.py', 'memory.py', 'growth.py']
+QUICK = ['steps.py', 'epoch.py', 'norms.py', 'telemetry.py', 'imports.py', 'memory.py', 'growth.py', 'checkpoints.py']
 LONG = ['recipes.py']
 
 
