@@ -208,6 +208,42 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch, error, where):
     assert torch.equal(weights(again), weights(whole))
 
 
+@pytest.mark.skipif(not os.path.exists('/proc/self/fd'), reason='needs /proc')
+def test_written_synced_renamed_synced(tmp_path, monkeypatch):
+    "Before the name is there every file is on the disk, and the list of them; after it, the name"
+    log, sync, rename = [], os.fsync, os.rename
+    def noted_sync(fd): log.append(os.path.relpath(os.readlink(f'/proc/self/fd/{fd}'), tmp_path)); sync(fd)
+    def noted_rename(a, b): log.append((Path(a).name, Path(b).name)); rename(a, b)
+    monkeypatch.setattr(os, 'fsync', noted_sync); monkeypatch.setattr(os, 'rename', noted_rename)
+    Runner([CheckpointCallback(tmp_path)]).fit(1, tiny_learner())
+    name = '000000-epoch-1-batch-0'
+    assert log == [*(f'.{name}.part/{file}' for file in ('model.safetensors', 'training.pt', 'callbacks.pt', 'manifest.json')), f'.{name}.part', (f'.{name}.part', name), '.']
+
+
+def test_signals_mean_afterwards_what_they_meant_before(tmp_path):
+    "After a fit that ends well, by an error, or by the signal itself; and a handler of somebody else's is left alone"
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    class Ends(Callback):
+        def __init__(self, how): self.how = how
+        def after_pred(self):
+            if self.how == 'signal': signal.raise_signal(signal.SIGINT)
+            if self.how == 'error': raise ZeroDivisionError
+    for how, error in (('well', None), ('error', ZeroDivisionError), ('signal', KeyboardInterrupt)):
+        run = Runner([CheckpointCallback(tmp_path/how), Ends(how)])
+        try: run.fit(1, tiny_learner())
+        except BaseException as e: assert type(e) is error
+        else: assert error is None
+        assert {s: signal.getsignal(s) for s in before} == before
+    heard = []
+    signal.signal(signal.SIGTERM, lambda *args: heard.append(args))
+    try:
+        class Asks(Callback):
+            def after_pred(self): signal.raise_signal(signal.SIGTERM)
+        Runner([CheckpointCallback(tmp_path/'others'), Asks()]).fit(1, tiny_learner(2))
+        assert len(heard) > 2
+    finally: signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+
+
 def test_a_full_disk(tmp_path):
     "A real one: a small file system in memory"
     disk = tmp_path/'disk'; disk.mkdir()

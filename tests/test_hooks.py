@@ -14,8 +14,8 @@ from torch import nn, optim
 
 from minifastai.callbacks import Callback, CancelTrainException, Learner, Runner
 from minifastai.data import DataBunch
-from minifastai.hooks import (ActivationStats, Hook, Hooks, ListContainer, append_stats, children, get_hist, get_min, plot_activations, plot_dead, plot_hists, plot_stats,
-                              summary)
+from minifastai.hooks import (ActivationStats, Hook, Hooks, ListContainer, TerminateOnNaNCallback, append_stats, children, first_not_finite, get_hist, get_min,
+                              plot_activations, plot_dead, plot_hists, plot_stats, summary)
 
 
 class Block(nn.Module):
@@ -291,3 +291,59 @@ def test_validation_batches_are_left_out():
     Runner(stats).fit(2, learn)
     assert len(hooks[0].dead) == len(stats.hooks[0].dead) == 8   # and not the two of each validation
     assert stats.hooks[0].steps == list(range(8))
+
+
+class Spoils(nn.Module):
+    "Passes on what it gets, and something else from the n-th time on"
+    def __init__(self, after, value=float('nan'), backward=False):
+        super().__init__()
+        self.after, self.value, self.backward, self.calls = after, value, backward, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls <= self.after: return x
+        return x*torch.where(x == x, 1., 0.).sqrt() + 0*(x - x.detach()).abs().sqrt() if self.backward else x + self.value
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_stops_before_the_step_and_says_where(value):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.ReLU(), Spoils(5, value)), nn.Linear(8, 3))
+    learn, guard = tiny_learner(4, 2, model), TerminateOnNaNCallback(layers=True)
+    weights = []
+    class Note(Callback):
+        def after_step(self): weights.append([p.detach().clone() for p in self.model.parameters()])
+    run = Runner([guard, Note()])
+    with pytest.warns(UserWarning, match=r'Stopped in training, epoch 1, after 5 steps, learning rate 0\.1: the loss is .*; first not finite is what layer 1\.1 Spoils gives out'): run.fit(9, learn)
+    assert run.n_iter == 5 == len(weights) and run.terminate_on_nan is guard and 'layer 1.1 Spoils' in guard.message
+    for p, w in zip(model.parameters(), weights[-1]): assert torch.equal(p, w) and p.isfinite().all()
+    assert all(not m._forward_hooks for m in model.modules())
+    learn.model = nn.Linear(4, 3)
+    learn.opt = optim.SGD(learn.model.parameters(), lr=0.1)
+    run.fit(1, learn)
+    assert guard.message is None
+
+
+def test_gradients_that_are_not_finite():
+    "The loss is finite all the time; only who asks for gradients is told"
+    def fit(**kwargs):
+        model = nn.Sequential(nn.Linear(4, 8), Spoils(2, backward=True), nn.Linear(8, 3))
+        guard = TerminateOnNaNCallback(**kwargs)
+        run = Runner([guard])
+        run.fit(1, tiny_learner(4, 1, model))
+        return guard.message, run.n_iter, model
+    with pytest.warns(UserWarning, match='gradients are not finite, first that of 0.bias'): message, steps, model = fit(gradients=True)
+    assert steps == 2 and all(p.isfinite().all() for p in model.parameters())
+    with pytest.warns(UserWarning, match='the loss is nan'): message, steps, model = fit()
+    assert steps == 3
+
+
+def test_a_batch_or_a_parameter_that_is_not_finite():
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)), torch.randn(6, 4)
+    model(x)
+    state, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert first_not_finite(model, x) == ''
+    bad = x.clone(); bad[4, 1] = float('-inf')
+    assert first_not_finite(model, bad) == 'item 4 of the batch'
+    assert torch.equal(torch.get_rng_state(), rng) and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    model[1].running_var[3] = float('nan')
+    assert first_not_finite(model, x) == '1.running_var, before the batch is seen'
