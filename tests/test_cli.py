@@ -208,6 +208,6 @@ def test_wheel(tmp_path):
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path/'site')}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     where, files = json.loads(done.stdout.splitlines()[-1])
-    assert where.startswith(str(tmp_path/'site')) and set(files) == FILES
+    assert where.startswith(str(tmp_path/'site')) and set(files) == FILES and (tmp_path/'site'/'minifastai'/'py.typed').exists()
     entry_points = next((tmp_path/'site').glob('minifastai-*.dist-info/entry_points.txt')).read_text()
     assert 'minifastai-train' in entry_points
