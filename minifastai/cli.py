@@ -100,11 +100,15 @@ def _out_folder(out:str|None, name:str, files:tuple=_files) -> Path:
     if not os.access(folder, os.W_OK): raise PermissionError(f"{folder} cannot be written to: choose another folder for --out")
     return folder
 
+_settings = dict(recipe=str, epochs=int, bs=int, lr=float, momentum=float, norm=str, dataset=str, seed=int, torch=str)
+
 def _settings_of(folder:Path, **given) -> dict:
     "The settings of the run in `folder`, with which it is to go on; none of them can be `given` anew"
     try: settings = json.loads((folder/'settings.json').read_bytes())
     except (FileNotFoundError, NotADirectoryError): raise ValueError(f"--resume: {folder} is not a run of this command: there is no settings.json in it") from None
     except ValueError as e: raise ValueError(f"--resume: {folder/'settings.json'} is damaged: {e}") from None
+    for k, kind in _settings.items():
+        if not isinstance(settings, dict) or not isinstance(settings.get(k), kind): raise ValueError(f"--resume: {folder/'settings.json'} is damaged: it has no {k}, or one that is not of type {kind.__name__}")
     for k, (value, default) in given.items():
         if value != default: raise ValueError(f"--resume goes on with the settings that the run has: leave out --{k}")
     if settings['torch'] != torch.__version__: print(f"(Written by PyTorch {settings['torch']}; this is {torch.__version__}: the last digits may differ from those of an uninterrupted run.)")
@@ -173,7 +177,7 @@ def minifastai_train(
         if resume is not None:
             folder = Path(resume)
             kept = _settings_of(folder, recipe=(recipe, None), epochs=(epochs, None), bs=(bs, None), lr=(lr, None), momentum=(momentum, None), norm=(norm, 'batch'), dataset=(dataset, 'auto'), out=(out, None), seed=(seed, 42))
-            recipe, epochs, bs, lr, momentum, norm, dataset, seed = (kept[k] for k in ('recipe', 'epochs', 'bs', 'lr', 'momentum', 'norm', 'dataset', 'seed'))
+            recipe, epochs, bs, lr, momentum, norm, dataset, seed = (kept[k] for k in _settings if k != 'torch')
         elif out is not None: _out_folder(out, '')
         learn, run, how, settings = _learner([AvgStatsCallback(accuracy), recorder, ProgressCallback(), guard], recipe, dataset, data, seed, device, norm, epochs=epochs, bs=bs, lr=lr, momentum=momentum)
         last = None
@@ -191,12 +195,13 @@ def minifastai_train(
             run.fit(how.epochs, learn)
     except KeyboardInterrupt: status = 130   # as a shell reports a command that was interrupted
     except SystemExit as e: status = e.code if isinstance(e.code, int) else 1   # or terminated
-    except CheckpointError as e: status = 1; print(f'minifastai-train: {e}', file=sys.stderr)
+    except (CheckpointError, ValueError) as e: status = 1; print(f'minifastai-train: {e}', file=sys.stderr)
     except OSError as e:                     # nobody reads what we print any more: that is no reason to lose what was learned
         if e.errno not in (errno.EPIPE, errno.ENOSPC): raise
         status = 141
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     seconds = time.perf_counter() - start
+    if resume is not None and status and not recorder.losses: sys.exit(status)   # it did not come to go on: the run's files stay as they are
 
     rows, batches = recorder.history, recorder.rows()
     state = {k: v.detach().cpu().contiguous() for k, v in learn.model.state_dict().items()}

@@ -430,3 +430,11 @@ def test_what_cannot_be_resumed(tmp_path):
         assert message in out and 'Traceback' not in out
     out, _ = start('--resume', 'run', cwd=tmp_path).communicate(timeout=60)
     assert 'which is complete' in out and 'Validation accuracy' in out
+    kept = {p.name: p.read_bytes() for p in (tmp_path/'run').iterdir() if p.is_file()}
+    settings = json.loads(kept['settings.json'])
+    for changed, message in (('{', 'is damaged'), ('[]', 'it has no recipe'), (json.dumps(settings | dict(epochs='x')), 'not of type int'), (json.dumps(settings | dict(bs=32)), 'batches an epoch; here there are')):
+        (tmp_path/'run'/'settings.json').write_text(changed)
+        process = start('--resume', 'run', cwd=tmp_path)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 1 and message in out and 'Traceback' not in out, out
+        for name in kept.keys() - {'settings.json'}: assert (tmp_path/'run'/name).read_bytes() == kept[name]    # what there was stays
