@@ -266,9 +266,9 @@ def _faults(ds, c:int|None) -> Iterator[tuple[int, str, str]]:
     if isinstance(ds, Subset):
         if (first := next(faults := _faults(ds.dataset, c), None)) is None: return
         at = {int(i): n for n, i in enumerate(ds.indices)}
-        yield from ((at[i], *fault) for i, *fault in chain([first], faults) if i in at)
+        yield from ((at[i], name, fault) for i, name, fault in chain([first], faults) if i in at)
     elif isinstance(ds, ConcatDataset):
-        for start, part in zip([0, *ds.cumulative_sizes], ds.datasets): yield from ((start + i, *fault) for i, *fault in _faults(part, c))
+        for start, part in zip([0, *ds.cumulative_sizes], ds.datasets): yield from ((start + i, name, fault) for i, name, fault in _faults(part, c))
     x, y = (ds.x, ds.y) if isinstance(ds, Dataset) else ds.tensors if isinstance(ds, TensorDataset) and len(ds.tensors) == 2 else (None, None)
     for name, t in (('input', x), ('target', y)):
         if isinstance(t, np.ndarray) and t.dtype.kind in 'iuf': t = torch.from_numpy(t)
