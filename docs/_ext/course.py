@@ -31,8 +31,8 @@ PICTURES = {'image/png', 'image/jpeg', 'image/gif', 'image/svg+xml'}
 # The order of the chapters
 
 def notebooks(nbs: Path) -> list[Path]:
-    "The notebooks in reading order, the home page first"
-    return sorted((p for p in nbs.glob('*.ipynb') if p.name[0] not in '._'), key=lambda p: (p.stem != 'index', p.stem))
+    "The notebooks in reading order: the home page, the introduction, the chapters"
+    return sorted((p for p in nbs.glob('*.ipynb') if p.name[0] not in '._'), key=lambda p: (p.stem != 'index', p.stem != 'introduction', p.stem))
 
 def number(docname: str) -> str:
     "A chapter's number as its file name spells it: 04a of 04a_statistics; nothing for the home page"
