@@ -1,4 +1,5 @@
 "Sphinx settings of the site. The pages come from nbs/ and the package (see _ext/), the project's facts from settings.ini."
+import logging
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -17,7 +18,7 @@ project_copyright = author
 release = version = _settings['version']
 language = 'en'
 
-extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.linkcode', 'sphinx.ext.mathjax', 'sphinx_copybutton', 'course', 'reference']
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.linkcode', 'sphinx.ext.mathjax', 'sphinx_copybutton', 'course', 'citations', 'pages', 'plain', 'reference', 'sphinxext.opengraph']
 exclude_patterns = ['outputs']
 
 # Notebooks: shown with the outputs they hold, executed never
@@ -55,3 +56,9 @@ html_theme_options = dict(
     launch_buttons=dict(colab_url='https://colab.research.google.com', binderhub_url='https://mybinder.org', notebook_interface='jupyterlab'),
     pygments_dark_style='github-dark-high-contrast',   # accessible, and its comments do not outshine the code
     home_page_in_toc=True, show_toc_level=2, navbar_persistent=[])   # the sidebar has the search already
+
+# What a link to a page shows elsewhere
+ogp_site_url = html_baseurl
+ogp_site_name = project
+ogp_social_cards = dict(line_color='#0072b2')
+logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)   # the cards' font has one weight only, and that is no matter

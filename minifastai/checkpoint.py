@@ -111,7 +111,7 @@ def find_checkpoint(
     best:str|None=None, # A metric, for the checkpoint that is the best by it; by default the last one
 ) -> Checkpoint|None: # None if there is none
     "The last checkpoint, or the best. A damaged one is passed over with a warning; if there are only damaged ones, it is a `ValueError`"
-    whole, damaged = [], None
+    whole, faults = [], []
     for path in reversed(_numbered(folder)):
         try:
             checkpoint = Checkpoint.at(path)
@@ -119,9 +119,12 @@ def find_checkpoint(
             for name in checkpoint.files: checkpoint.read(name)
             whole.append(checkpoint)
             if best is None: break
-        except ValueError as e: damaged = e; warnings.warn(f"{e}. The checkpoint before it is taken", stacklevel=2)
-    if not whole and damaged is not None: raise ValueError(f"No checkpoint in {folder} is whole: {damaged}")
-    return min(whole, key=lambda c: _badness(best, c.metrics), default=None)
+        except ValueError as e: faults.append(e)
+    if not whole and faults: raise ValueError(f"No checkpoint in {folder} is whole: {faults[-1]}")
+    if not whole: return None
+    found = min(whole, key=lambda c: _badness(best, c.metrics))
+    for e in faults: warnings.warn(f"{e}. {f'{found.path.name} is taken instead' if best is None else 'It is left out'}", stacklevel=2)
+    return found
 
 # %% ../nbs/09_checkpoints.ipynb #f84438ec
 def _state_of(module) -> dict:
@@ -157,7 +160,7 @@ class CheckpointCallback(Callback):
         self._mine, self._handlers = False, {}
 
     def begin_fit(self):
-        self._stop, self._count, self._pass = None, 0, None
+        self._stop, self._left, self._count, self._pass = None, False, 0, None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob('.*.part'): shutil.rmtree(left)   # of a program that was killed while it wrote
@@ -178,12 +181,14 @@ class CheckpointCallback(Callback):
     def after_fit(self):
         for s, handler in self._handlers.items(): signal.signal(s, handler)
         self._handlers = {}
+        if self._stop is not None and not self._left: self._leave()   # asked while the training was coming to its end in another way
 
     def _asked(self, number, frame):
-        if self._stop is not None: self._leave()
-        self._stop = number
+        second, self._stop = self._stop is not None, number
+        if second: self._leave()
 
     def _leave(self):
+        self._left = True
         raise KeyboardInterrupt if self._stop == signal.SIGINT else SystemExit(128 + self._stop)   # as a shell reports it
 
     def begin_epoch(self): self._count, self._pass = 0, _random_state(self._generators())

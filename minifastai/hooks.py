@@ -368,12 +368,13 @@ def first_not_finite(
     model:nn.Module, # Any model
     xb,              # A batch for it
 ) -> str: # A sentence's end: what it is in; '' if everything is finite
-    "Where numbers that are not finite come up first when `model` is run on `xb`: in the batch, in a parameter, or in what a layer gives out"
+    "Where numbers that are not finite come up first when `model` is run on `xb`: in the batch, in a parameter, in what a layer gives out, or in a buffer"
     finite = lambda t: not isinstance(t, Tensor) or bool(t.isfinite().all())
     x = _first_tensor(xb)
     if x is not None and not finite(x): return f"item {(~x.flatten(1).isfinite().all(1)).nonzero()[0].item() if x.dim() > 1 else 0} of the batch"
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+    for name, t in model.named_parameters():
         if not finite(t): return f"{name}, before the batch is seen"
+    spoiled = [name for name, t in model.named_buffers() if not finite(t)]   # perhaps by this batch, so it comes last
     found, leaves = [], {n: m for n, m in model.named_modules() if not any(True for _ in m.children())}
     def look(hook, mod, inp, outp):
         o = _first_tensor(outp)
@@ -382,7 +383,7 @@ def first_not_finite(
     try:
         with Hooks(leaves, look), torch.no_grad(), torch.random.fork_rng(): model(*xb) if isinstance(xb, tuple) else model(xb)
     finally: model.load_state_dict(kept, strict=False)
-    return f"what layer {found[0]} gives out" if found else ''
+    return f"what layer {found[0]} gives out" if found else f"the buffer {spoiled[0]}" if spoiled else ''
 
 class TerminateOnNaNCallback(Callback):
     "Stops a training at the first loss that is not finite, before a step is made with it, and says where that was"

@@ -25,7 +25,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader
 
 from minifastai import checkpoint
-from minifastai.callbacks import AvgStatsCallback, Callback, CancelBatchException, Learner, Runner, accuracy
+from minifastai.callbacks import AvgStatsCallback, Callback, CancelBatchException, CancelTrainException, Learner, Runner, accuracy
 from minifastai.checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
 from minifastai.data import DataBunch
 from minifastai.lr_finder import LRSchedulerCallback, ParamScheduler, Recorder, sched_cos
@@ -232,6 +232,14 @@ def test_signals_mean_afterwards_what_they_meant_before(tmp_path):
         except BaseException as e: assert type(e) is error
         else: assert error is None
         assert {s: signal.getsignal(s) for s in before} == before
+    class AtTheEnd(Callback):
+        def __init__(self, event, cancel): setattr(self, event, self._ask); self.cancel = cancel
+        def _ask(self):
+            signal.raise_signal(signal.SIGTERM)
+            if self.cancel: raise CancelTrainException
+    for event, cancel in (('after_pred', True), ('cleanup_epoch', False)):    # asked when the training comes to its end in another way: that is not lost
+        with pytest.raises(SystemExit) as e: Runner([CheckpointCallback(tmp_path/f'end{event}'), AtTheEnd(event, cancel)]).fit(1, tiny_learner())
+        assert e.value.code == 143 and {s: signal.getsignal(s) for s in before} == before and not getattr(e.value, '__notes__', None)
     heard = []
     signal.signal(signal.SIGTERM, lambda *args: heard.append(args))
     try:

@@ -346,4 +346,8 @@ def test_a_batch_or_a_parameter_that_is_not_finite():
     assert first_not_finite(model, bad) == 'item 4 of the batch'
     assert torch.equal(torch.get_rng_state(), rng) and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     model[1].running_var[3] = float('nan')
-    assert first_not_finite(model, x) == '1.running_var, before the batch is seen'
+    assert first_not_finite(model, x) == 'the buffer 1.running_var'
+    with torch.no_grad(): model[0].weight.mul_(1e38)
+    for _ in range(2):      # the layer is named, and not what it spoiled in the norm behind it
+        assert first_not_finite(model, x*100) == 'what layer 0 Linear gives out'
+        model(x*100)
