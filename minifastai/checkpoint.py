@@ -123,7 +123,7 @@ def find_checkpoint(
     if not whole and faults: raise ValueError(f"No checkpoint in {folder} is whole: {faults[-1]}")
     if not whole: return None
     found = min(whole, key=lambda c: _badness(best, c.metrics))
-    for e in faults: warnings.warn(f"{e}. {f'{found.path.name} is taken instead' if best is None else 'It is left out'}", stacklevel=2)
+    for fault in faults: warnings.warn(f"{fault}. {f'{found.path.name} is taken instead' if best is None else 'It is left out'}", stacklevel=2)
     return found
 
 # %% ../nbs/09_checkpoints.ipynb #f84438ec
