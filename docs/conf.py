@@ -23,6 +23,7 @@ exclude_patterns = ['outputs']
 
 # Notebooks: shown with the outputs they hold, executed never
 nb_execution_mode = 'off'
+nb_render_markdown_format = 'myst'   # an output in Markdown may be a table
 myst_enable_extensions = ['amsmath', 'dollarmath', 'html_image']
 myst_heading_anchors = 4
 mathjax_path = 'mathjax/tex-chtml.js'
@@ -60,5 +61,5 @@ html_theme_options = dict(
 # What a link to a page shows elsewhere
 ogp_site_url = html_baseurl
 ogp_site_name = project
-ogp_social_cards = dict(line_color='#0072b2')
+ogp_social_cards = dict(line_color='#0072b2', image_mini=str(docs/'_static'/'logo.png'))
 logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)   # the cards' font has one weight only, and that is no matter

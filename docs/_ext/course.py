@@ -6,6 +6,8 @@ A chapter is written for Jupyter and nbdev. What only the site understands is sa
     #| fig-cap: a caption, in Markdown     (for a cell that shows one picture)
     #| solution                            (folds the cell, output included, under "Show solution")
     #| code-fold: true                     (the same, under "Show code")
+    #| live: schedule                      (a cell of one picture, which _static/live.js draws anew, with the controls that it has by that name;
+                                            without JavaScript the picture stays. A notebook's own controls are in a hidden cell behind it)
 """
 import re
 from importlib.util import find_spec
@@ -14,14 +16,18 @@ from shutil import copyfile, copytree, rmtree
 
 from docutils import nodes
 from fastcore.basics import listify
-from fastcore.nbio import mk_cell, write_nb
+from fastcore.nbio import mk_cell, read_nb, write_nb
 from nbdev.doclinks import patch_name
 from nbdev.process import NBProcessor
 from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, rm_header_dash, strip_ansi
 from sphinx.errors import ConfigError
 from sphinx.util import logging
 
+import citations
+import examples
+import pages
 import reference
+import times
 
 log = logging.getLogger(__name__)
 WIDGET = 'application/vnd.jupyter.widget-view+json'
@@ -78,15 +84,20 @@ def metadata_for_myst(cell):
         what = 'solution' if 'solution' in said else 'code'
         mystnb |= dict(code_prompt_show=f'Show {what}', code_prompt_hide=f'Hide {what}')
         tags.append('hide-cell')
+    if 'live' in said: tags.append(f"live-{said['live']}")
     exports = {'export', 'exports', 'exporti'} & said.keys()
     if exports: tags.append('exported')
-    cell['metadata'] = dict(tags=tags, mystnb=mystnb, exports=exported(cell) if exports else [])
+    cell['metadata'] = dict(tags=tags, mystnb=mystnb, exports=exported(cell) if exports else [], id=cell.id)
 
 def outputs_for_a_page(cell):
-    "Keep what a page without a kernel can show"
+    "Keep what a page without a kernel can show, and fold what is long"
     for out in cell.get('outputs', []):
         if 'text' in out: out['text'] = re.sub(r'[^\n]*\r(?!\n)', '', out['text'])   # of a progress bar, its last state
         if 'data' in out: out['data'].pop(WIDGET, None)
+    lines = sum(out.get('text', '').count('\n') for out in cell.get('outputs', []))
+    if lines > 30 and 'hide-cell' not in cell.metadata['tags']:
+        cell.metadata['tags'].append('hide-output')
+        cell.metadata['mystnb'] |= dict(code_prompt_show=f'Show all {lines} lines', code_prompt_hide='Hide them')
 
 def links_as_slugs(cell):
     "Spell links to headings as MyST does: Jupyter's [..](04_callbacks.ipynb#The-Runner) becomes #the-runner"
@@ -97,6 +108,7 @@ def links_as_slugs(cell):
 def complaints(cell) -> list[str]:
     "What a reader of the page would miss"
     res, results, mystnb = [], [o['data'] for o in cell.get('outputs', []) if 'data' in o], cell.metadata['mystnb']
+    if any(t.startswith('live-') for t in cell.metadata['tags']) and 'figure' not in mystnb: res.append('a live figure without a picture to stand for it, and its fig-cap')
     if re.search(r'^#\|', cell.source, re.M): res.append('a directive that is not at the top of its cell')
     if 'figure' in mystnb and (n := sum(not PICTURES.isdisjoint(data) for data in results)) != 1: res.append(f'a fig-cap for {n} pictures')
     for data in results:
@@ -122,6 +134,11 @@ def staged(path: Path):
     nb['metadata'] = dict(language_info=dict(name='python', pygments_lexer='ipython3'), kernelspec=nb.metadata.get('kernelspec', {}))
     return nb
 
+def facts(docname: str, nb, modules: list[str]) -> str:
+    "What stands below a chapter's title: how long it takes to read, the modules that it builds, and where it is without pictures"
+    builds = ', '.join(f'<a href="reference/{m.rsplit(".", 1)[1]}.html"><code>{m}</code></a>' for m in modules)
+    return f'<p class="chapter-facts">{times.in_words(times.minutes(nb))} to read' + f' · builds {builds}'*bool(modules) + f' · <a href="{docname}.md">plain text</a></p>'
+
 def stage(app, config):
     "Write the source of every page to docs/_build, and make that Sphinx's source folder"
     root, build = Path(app.confdir).parent, Path(app.confdir)/'_build'
@@ -131,7 +148,11 @@ def stage(app, config):
 
     chapters = {p.stem: staged(p) for p in notebooks(root/'nbs')}
     if 'index' not in chapters: raise ConfigError('there is no home page: nbs/index.ipynb')
-    sidebar = parts(chapters) | {'Reference': reference.write_pages(app.srcdir, root/config.project)}
+    for docname, nb in chapters.items():
+        modules = [f'{config.project}.{p.stem}' for p in sorted((root/config.project).glob('*.py')) if p.stem[0] != '_' and docname in reference.source_notebooks(p)]
+        if docname != 'index': nb.cells.insert(1, mk_cell(facts(docname, nb, modules), 'markdown', metadata=dict(tags=['facts'])))
+    sidebar = parts(chapters) | pages.write_pages(app.srcdir, chapters, citations.add_references(chapters))
+    sidebar['Reference'] += reference.write_pages(app.srcdir, root/config.project)
     chapters['index'].cells.append(mk_cell('\n\n'.join(toctree(*part) for part in sidebar.items() if part[1]), 'markdown'))
     for docname, nb in chapters.items(): write_nb(nb, app.srcdir/f'{docname}.ipynb')
     for picture in (p for p in (root/'nbs').rglob('*.*') if p.suffix in ('.png', '.jpg', '.gif', '.svg', '.webp')):
@@ -139,6 +160,9 @@ def stage(app, config):
         copy.parent.mkdir(parents=True, exist_ok=True)
         copyfile(picture, copy)
 
+    sources = {path.stem: read_nb(path).cells for path in notebooks(root/'nbs') if number(path.stem)}
+    at = {c.id: i for cells in sources.values() for i, c in enumerate(cells)}
+    reference.EXAMPLES.update(examples.find({name: (docname, at[c.metadata['id']]) for docname, nb in chapters.items() for c in nb.cells for name in c.metadata.get('exports', ()) if docname in sources}, sources))
     homes = {name: docname for docname, nb in chapters.items() for c in nb.cells for name in c.metadata.get('exports', ())}
     config.linkcode_resolve = lambda domain, info: link_to_cell(homes, info['fullname'])
 
@@ -155,31 +179,54 @@ def outputs_into_build(app):
 # The page
 
 def finish_page(app, doctree):
-    "Give exported cells their addresses, only pictures captions, and insist on pictures that everyone can see, offline too"
+    "Give cells their addresses, only pictures captions, and insist on pictures that everyone can see, offline too"
     for cell in doctree.findall(nodes.container):
-        cell['ids'] += [f'def-{name}' for name in cell.get('cell_metadata', {}).get('exports', ())]
+        meta = cell.get('cell_metadata', {})
+        cell['ids'] += [f'def-{name}' for name in meta.get('exports', ())] + ([f"cell-{meta['id']}"] if 'id' in meta else [])
+        public = [nodes.literal('', name) for name in meta.get('exports', ()) if not re.search(r'\b_', name)]
+        if public: cell += nodes.paragraph('', 'Reference: ', *[n for name in public for n in (name, nodes.Text(', '))][:-1], classes=['in-reference'])   # reference.py makes links of them
     for figure in list(doctree.findall(nodes.figure)):   # MyST-NB makes one of each output of a cell with a caption
         if not next(figure.findall(nodes.image), None): figure.replace_self(figure[0])
+    for image in list(doctree.findall(nodes.image)): captioned(image)
     for image in doctree.findall(nodes.image):
         if image.line and not image.get('alt'): log.warning('a picture without alt text', location=image)
         if '://' in image['uri']: log.warning('a picture from the network: %s', image['uri'], location=image)
 
+def captioned(image):
+    "Make a figure of a picture that is a paragraph of its own, if the next one is in italics, and nothing else: that is its caption"
+    lone = isinstance(image.parent, nodes.paragraph) and len(image.parent) == 1
+    below = image.parent.next_node(descend=False, siblings=True) if lone else None
+    if not isinstance(below, nodes.paragraph) or len(below) != 1 or not isinstance(below[0], nodes.emphasis): return
+    below.parent.remove(below)
+    figure = nodes.figure('', image.deepcopy(), nodes.caption('', '', *below[0].children))
+    image.document.set_id(figure)
+    image.parent.replace_self(figure)
+
+def live_figures(app, pagename, templatename, context, doctree):
+    "Give the pages with live figures what draws them"
+    if doctree is None or not any(c.startswith('tag_live-') for cell in doctree.findall(nodes.container) for c in cell['classes']): return
+    app.add_css_file('live.css')
+    app.add_js_file('live.js', defer='defer')
+
 def no_download_of_generated_pages(app, pagename, templatename, context, doctree):
     "Offer the source of notebooks only"
-    if pagename.startswith('reference/'): context['page_source_suffix'] = ''
+    if context.get('page_source_suffix') != '.ipynb': context['page_source_suffix'] = ''
 
 def add_files(app, exception):
-    "Serve the notebooks as they are in the repository, and of MathJax what pages can need"
+    "Serve the notebooks as they are in the repository, of MathJax what pages can need, and nothing heavy that they do not"
     if exception or app.builder.format != 'html': return
     for nb in notebooks(Path(app.confdir).parent/'nbs'): copyfile(nb, app.outdir/'_sources'/nb.name)
     mathjax, dest = Path(find_spec('sphinx-mathjax-offline').origin).parent/'static/mathjax', app.outdir/'_static/mathjax'
     for part in ('output/chtml/fonts', 'input/tex/extensions'): copytree(mathjax/part, dest/part, dirs_exist_ok=True)
     copyfile(mathjax/'tex-chtml.js', dest/'tex-chtml.js')
+    # The theme draws its icons with a font; its script of 1.5 MB, for icons that one adds, is a third of what a page would load
+    (app.outdir/'_static/scripts/fontawesome.js').write_text('// the icons come from a font\n')
 
 def setup(app):
     app.connect('config-inited', stage)
     app.connect('builder-inited', outputs_into_build, priority=600)   # after MyST-NB has made its configuration
     app.connect('doctree-read', finish_page)
     app.connect('html-page-context', no_download_of_generated_pages, priority=400)   # before the theme makes its buttons
+    app.connect('html-page-context', live_figures)
     app.connect('build-finished', add_files)
     return dict(parallel_read_safe=True, parallel_write_safe=True)

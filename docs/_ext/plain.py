@@ -29,6 +29,7 @@ def output(out, image: str, caption: str) -> str:
 def plain_cell(cell) -> str:
     "A cell and its outputs as Markdown; the links between chapters lead to other plain texts"
     source = joined(cell['source'])
+    if 'facts' in cell['metadata'].get('tags', ()): return ''
     if cell['cell_type'] == 'markdown':
         return '' if '{toctree}' in source else re.sub(r'\]\((\w+)\.ipynb(#[^)]*)?\)', r'](\1.md)', re.sub(r'^```\{(?!code)[^`]*?^```\n?', '', source, flags=re.M))
     if cell['cell_type'] != 'code' or not source: return ''

@@ -17,6 +17,8 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 from sphinx.util.typing import restify
 
+import examples
+
 
 # The pages
 
@@ -93,6 +95,17 @@ def add_docments(app, what, name, obj, options, lines):
     if what not in ('function', 'method', 'class', 'exception'): return
     for param, said in described(obj).items():
         lines += [':returns:' if param == 'return' else f':param {param}:', *markdown(said, '   ')]
+    for error, message in examples.raised(obj): lines += [f':raises {error}:', *markdown(re.sub(r'([\\`*_<\[])', r'\\\1', message), '   ')]
+    if name.count('.') == 2 and (example := EXAMPLES.get(name.rsplit('.', 1)[1])): lines += shown(example)
+
+EXAMPLES: dict[str, examples.Example] = {}   # by name; course.py fills it
+
+def shown(example: examples.Example) -> list[str]:
+    "The directives that show an example"
+    number = example.docname.split('_')[0]
+    text = [f'**Example,** from `chapter {number} <../{example.docname}.html#cell-{example.cell}>`__:', '', '.. code-block:: python', '', *(f'   {line}' for line in example.source.splitlines()), '']
+    if example.output: text += ['.. code-block:: text', '   :class: example-output', '', *(f'   {line}' for line in example.output.splitlines()), '']
+    return ['', *text]
 
 STARS = {Parameter.VAR_POSITIONAL: r'\*', Parameter.VAR_KEYWORD: r'\*\*'}
 

@@ -5,4 +5,6 @@ document.addEventListener('DOMContentLoaded', () => {
   // Labels that hide from screen readers what the element says by itself.
   each('summary[aria-label], .search-button-field[aria-label]', e => e.removeAttribute('aria-label'));
   each('#pst-primary-sidebar', e => e.setAttribute('role', 'complementary'));
+  // What unfolds may be a box that scrolls: the theme looks for these, so that the keyboard reaches them, when the window changes only.
+  document.addEventListener('toggle', () => window.dispatchEvent(new Event('resize')), true);
 });
