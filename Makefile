@@ -12,11 +12,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 p
 setup_files := settings.ini setup.py pyproject.toml constraints.txt
 base := $(VENV)/.ready-$(TORCH)
 
-.PHONY: help train test site lab bench export clean
+.PHONY: help train test site test-site lab bench export clean
 help:
 	@echo "make train   train chapter 08's network (ARGS='--epochs 3' passes options; ARGS=--help lists them)"
 	@echo "make test    run all tests, notebooks included (ARGS='-k 04' passes options to pytest)"
 	@echo "make site    build the documentation site into _site/"
+	@echo "make test-site  build the site, and test it in Chromium, which has to be on the machine (three minutes)"
 	@echo "make lab     open the course in JupyterLab"
 	@echo "make bench   time the package against loops by hand and its peers, and write benchmarks/results.md (five minutes; ARGS=--all for the recipes as well)"
 	@echo "make export  write the package minifastai/ anew from the notebooks"
@@ -32,6 +33,9 @@ site: $(base)-docs
 	rm -rf _site
 	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs _site
 	@echo "Built: open _site/index.html"
+
+test-site: site $(base)-dev $(base)-browser
+	MINIFASTAI_SITE=_site $(BIN)/python -m pytest tests/test_site.py $(ARGS)
 
 lab: $(base)-dev
 	$(BIN)/jupyter lab nbs
@@ -67,4 +71,8 @@ $(base)-bench: $(base)
 
 $(base)-docs: $(base)
 	$(PIP) -e '.[docs]'
+	@touch $@
+
+$(base)-browser: $(base)
+	$(PIP) -e '.[browser]'
 	@touch $@

@@ -7,7 +7,7 @@ here = Path(__file__).parent
 cfg = ConfigParser(delimiters=['='])
 cfg.read(here/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('digits', 'dev', 'docs', 'bench')}
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('digits', 'dev', 'docs', 'browser', 'bench')}
 extras['dev'] += extras['digits']
 statuses = {'1': 'Planning', '2': 'Pre-Alpha', '3': 'Alpha', '4': 'Beta', '5': 'Production/Stable'}
 

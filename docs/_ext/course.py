@@ -20,6 +20,7 @@ from fastcore.nbio import mk_cell, read_nb, write_nb
 from nbdev.doclinks import patch_name
 from nbdev.process import NBProcessor
 from nbdev.processors import clean_magics, filter_stream_, hide_, hide_line, rm_header_dash, strip_ansi
+from PIL import Image
 from sphinx.errors import ConfigError
 from sphinx.util import logging
 
@@ -136,7 +137,8 @@ def staged(path: Path):
 
 def facts(docname: str, nb, modules: list[str]) -> str:
     "What stands below a chapter's title: how long it takes to read, the modules that it builds, and where it is without pictures"
-    builds = ', '.join(f'<a href="reference/{m.rsplit(".", 1)[1]}.html"><code>{m}</code></a>' for m in modules)
+    page = lambda m: f'{m.rsplit(".", 1)[1]}.html' if not m.endswith('.all') else f'index.html#module-{m}'   # which has no page of its own
+    builds = ', '.join(f'<a href="reference/{page(m)}"><code>{m}</code></a>' for m in modules)
     return f'<p class="chapter-facts">{times.in_words(times.minutes(nb))} to read' + f' · builds {builds}'*bool(modules) + f' · <a href="{docname}.md">plain text</a></p>'
 
 def stage(app, config):
@@ -202,6 +204,15 @@ def captioned(image):
     image.document.set_id(figure)
     image.parent.replace_self(figure)
 
+def lighter_pictures(app, doctree):
+    "Pictures as WebP, which loses nothing and has half the bytes"
+    for image in doctree.findall(nodes.image):
+        if not image['uri'].endswith('.png') or '://' in image['uri']: continue
+        path = Path(app.env.relfn2path(image['uri'])[1])
+        lighter = path.with_suffix('.webp')
+        if not lighter.exists(): Image.open(path).save(lighter, lossless=True)
+        if lighter.stat().st_size < path.stat().st_size: image['uri'] = image['uri'].removesuffix('.png') + '.webp'
+
 def live_figures(app, pagename, templatename, context, doctree):
     "Give the pages with live figures what draws them"
     if doctree is None or not any(c.startswith('tag_live-') for cell in doctree.findall(nodes.container) for c in cell['classes']): return
@@ -225,6 +236,7 @@ def add_files(app, exception):
 def setup(app):
     app.connect('config-inited', stage)
     app.connect('builder-inited', outputs_into_build, priority=600)   # after MyST-NB has made its configuration
+    app.connect('doctree-read', lighter_pictures, priority=400)       # before Sphinx collects the pictures
     app.connect('doctree-read', finish_page)
     app.connect('html-page-context', no_download_of_generated_pages, priority=400)   # before the theme makes its buttons
     app.connect('html-page-context', live_figures)
