@@ -102,3 +102,35 @@ def test_the_glossary_says_where():
     for term, said in terms.items():
         assert re.search(r'\[\]\(\d\w+\.ipynb#[\w-]+\)', said), f'{term} does not say where it is explained'
         assert {use.split('<')[-1].rstrip('>') for use in re.findall(r'\{term\}`([^`]*)`', said)} <= set(terms) - {term}
+
+
+def test_plain_text_of_a_notebook():
+    "Code and outputs in fences that they cannot break, pictures as what is said of them, nothing of what only the site needs"
+    plain = pytest.importorskip('plain')
+    code = lambda source, *outputs, **mystnb: dict(cell_type='code', source=source, outputs=list(outputs), metadata=dict(mystnb=mystnb))
+    nb = dict(cells=[dict(cell_type='markdown', source='# 07 Norms\n\n> About norms\n\nSee [05](05_lr_finder.ipynb#a).', metadata={}),
+                     dict(cell_type='markdown', source='<p>facts</p>', metadata=dict(tags=['facts'])),
+                     code('print("```")', dict(output_type='stream', text=['```\n', 'b\n'])),
+                     code('plot()', dict(data={'image/png': 'x', 'text/plain': '<Figure>'}), image=dict(alt='A line'), figure=dict(caption='The loss'))])
+    text = plain.plain(nb)
+    assert plain.heading(text) == ('07 Norms', 'About norms') and '](05_lr_finder.md)' in text and 'facts' not in text
+    assert '````python\nprint("```")\n````\n\n````text\n```\nb\n````' in text and '[Figure: A line]\n\n*The loss*' in text and '<Figure>' not in text
+
+
+def test_examples_and_errors_of_the_reference():
+    examples = pytest.importorskip('examples')
+    cells = lambda *sources: [dict(cell_type='code', id=f'{i}', source=s, outputs=[dict(text='7\n')]) for i, s in enumerate(sources)]
+    nbs = dict(a=cells('f(0)', '#| export\ndef f(): pass', '#| slow\nf(1)', 'x = 1\n'*20 + 'f(2)', 'f(3)'), b=cells('#| hide\ng()', 'f(4); o.g()'))
+    found = examples.find(dict(f=('a', 1), g=('a', 1), h=('a', 1)), nbs)
+    assert (found['f'].source, found['f'].output, found['g'].source, set(found)) == ('f(3)', '7', 'f(4); o.g()', {'f', 'g'})
+    class C:
+        def __init__(self, n):
+            if n < 0: raise ValueError(f"n is {n}: " "too small")
+            raise KeyError
+    assert examples.raised(C) == [('ValueError', 'n is …: too small')]
+
+
+def test_times():
+    times = pytest.importorskip('times')
+    assert [times.in_words(m) for m in (1, 33, 55, 80, 95, 130, 150)] == ['5 minutes', '35 minutes', 'an hour', '1½ hours', '1½ hours', '2 hours', '2½ hours']
+    assert times.minutes(dict(cells=[dict(cell_type='markdown', source=['a b ', 'c d ']*100), dict(cell_type='code', source='#| hide\nx'), dict(cell_type='code', source='x\n\ny\n')])) == pytest.approx(2.2)

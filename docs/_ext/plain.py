@@ -46,11 +46,11 @@ def heading(text: str) -> tuple[str, str]:
     title, subtitle = (re.search(pattern, text, re.M) for pattern in (r'^# (.+)$', r'^> (.+)$'))
     return title[1] if title else '', subtitle[1] if subtitle else ''
 
-def overview(name: str, summary: str, chapters: dict[str, tuple[str, str]], reference: list[str], base: str) -> str:
+def overview(name: str, summary: str, chapters: dict[str, tuple[str, str]], others: list[str], base: str) -> str:
     "llms.txt: what there is, and where"
     lines = [f'# {name}', '', f'> {summary}', '', 'Each page of the course is also there as Markdown, with code and outputs.', '', '## The course', '']
     lines += [f'- [{title}]({base}{page}.md)' + f': {subtitle}'*bool(subtitle) for page, (title, subtitle) in chapters.items()]
-    return '\n'.join([*lines, '', '## Reference', '', *(f'- [{page.split("/")[1]}]({base}{page}.html)' for page in reference)]) + '\n'
+    return '\n'.join([*lines, '', '## Other pages', '', *(f'- [{page}]({base}{page}.html)' for page in others)]) + '\n'
 
 def sitemap(pages: list[str], base: str) -> str:
     "The addresses of all pages, for search engines"
@@ -66,7 +66,7 @@ def write(app, exception):
     order = sorted(texts, key=lambda page: (page != 'index', page != 'introduction', page))
     chapters = {page: heading(texts[page]) for page in order}
     name, summary = chapters.pop('index')
-    (out/'llms.txt').write_text(overview(name, summary, chapters, [p for p in pages if p.startswith('reference/')], base), encoding='utf-8')
+    (out/'llms.txt').write_text(overview(name, summary, chapters, [p for p in pages if p not in texts], base), encoding='utf-8')
     (out/'sitemap.xml').write_text(sitemap(pages, base), encoding='utf-8')
     (out/'robots.txt').write_text(f'User-agent: *\nAllow: /\nSitemap: {base}sitemap.xml\n', encoding='utf-8')
 
