@@ -218,7 +218,15 @@ def test_written_synced_renamed_synced(tmp_path, monkeypatch):
     assert log == [*(f'.{name}.part/{file}' for file in ('model.safetensors', 'training.pt', 'callbacks.pt', 'manifest.json')), f'.{name}.part', (f'.{name}.part', name), '.']
 
 
-def test_signals_mean_afterwards_what_they_meant_before(tmp_path):
+@pytest.fixture
+def as_in_a_terminal():
+    "Ctrl-C as Python sets it up; tests that were started in the background ignore it"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_signals_mean_afterwards_what_they_meant_before(tmp_path, as_in_a_terminal):
     "After a fit that ends well, by an error, or by the signal itself; and a handler of somebody else's is left alone"
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     class Ends(Callback):

@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -151,9 +151,11 @@ class Notes:
     outside: list[str] = field(default_factory=list)   # requests that left the site
     bytes: float = 0
 
+    def clear(self): self.errors, self.outside, self.bytes = [], [], 0
+
 @contextmanager
-def tab(browser, base: str, theme='light'):
-    "A new tab that has nothing in its cache, and its notes"
+def tab(browser, base: str, theme='light', cache=True):
+    "A new tab, and its notes; without a cache, it loads everything anew each time"
     context = browser.new_context(base_url=base, viewport=dict(width=widths[0], height=900), color_scheme=theme)
     page, notes = context.new_page(), Notes()
     def count(event): notes.bytes += event['encodedDataLength']
@@ -166,6 +168,7 @@ def tab(browser, base: str, theme='light'):
     page.on('response', lambda r: r.status >= 400 and notes.errors.append(f'{r.status} {r.url}'))
     network = context.new_cdp_session(page)
     network.send('Network.enable')
+    network.send('Network.setCacheDisabled', dict(cacheDisabled=not cache))
     network.on('Network.loadingFinished', count)
     try: yield page, notes
     finally: context.close()
@@ -190,12 +193,24 @@ PICTURES = '''() => {
     .map(e => [e.outerHTML.slice(0, 150), said(e), caption(e)]);
 }'''
 
-# Axe looks long at each word of code that has a colour. Of words that look alike - the same classes all the way up - one is enough; the others keep their place, as plain text.
+# Axe compares each word's colour with its ground, most of them in highlighted code. One of those that have the same colours all the way up is enough; what is positioned
+# may lie on any ground, and is always compared. Coloured words of code that need not be compared become plain text, as the rest of axe's time grows with the elements.
 ALIKE = '''() => {
-  const look = e => e.matches('article') ? '' : [e.tagName, e.className, e.style.cssText, look(e.parentElement)].join();
-  const seen = new Set(), again = [...document.querySelectorAll('article pre span:not(:has(*))')].filter(e => { const k = look(e); return seen.has(k) || !seen.add(k); });
-  again.forEach(e => e.replaceWith(...e.childNodes));
+  const grounds = new Map([[null, '']]), seen = new Set();
+  const ground = e => {
+    if (!grounds.has(e)) {
+      const s = getComputedStyle(e), own = [s.backgroundColor, s.backgroundImage, s.opacity, s.filter].join(), below = ground(e.parentElement);
+      grounds.set(e, below === null || !['static', 'relative'].includes(s.position) ? null : own == 'rgba(0, 0, 0, 0),none,1,none' ? below : below + own + ';');
+    }
+    return grounds.get(e);
+  };
+  for (const e of document.querySelectorAll('body *')) {
+    const s = getComputedStyle(e), key = ground(e) + [s.color, s.fontSize, s.fontWeight, s.textShadow, s.visibility, s.display == 'none'].join();
+    e.toggleAttribute('data-alike', ground(e) !== null && (seen.has(key) || !seen.add(key)));
+  }
+  document.querySelectorAll('pre span[data-alike]:not(:has(*))').forEach(e => e.replaceWith(...e.childNodes));
   document.normalize();
+  axe.configure({rules: [{id: 'color-contrast', selector: '*:not([data-alike])'}]});
 }'''
 
 AXE = '''async () => (await axe.run(document, {resultTypes: ['violations'], preload: false})).violations.map(v => `${v.id}: ${v.help}; ${v.nodes.length} times, first ${v.nodes[0].html.slice(0, 200)} ${v.nodes[0].failureSummary.slice(0, 200)}`)'''
@@ -214,43 +229,45 @@ SETTLED = 450   # milliseconds: the theme looks 300 after a change which boxes s
 class Visit:
     page: str
     theme: str
-    notes: Notes
     pictures: list[tuple[str, str, str]]    # beginning, alt text, caption
     wide: list[str]                         # what is wider than a phone
     axe: dict[int, list[str]]               # violations by width
+    notes: Notes | None = None
 
 
-def visit(browser, base: str, axe: str, page: str, theme: str) -> Visit:
+def visit(p, notes: Notes, axe: str, page: str, theme: str) -> Visit:
     "Load a page once, read all of it, what is folded too, and look at it in both widths"
-    with tab(browser, base, theme) as (p, notes):
-        p.goto(page)
-        assert p.evaluate('document.documentElement.dataset.theme') == theme
-        p.evaluate(READY)
-        folds = p.evaluate(UNFOLD, True)
-        p.evaluate(SCROLL)
-        res = Visit(page, theme, notes, p.evaluate(PICTURES), [], {})
-        p.evaluate(axe)
+    notes.clear()
+    p.emulate_media(color_scheme=theme)
+    p.set_viewport_size(dict(width=widths[0], height=900))
+    p.goto(page)
+    assert p.evaluate('document.documentElement.dataset.theme') == theme
+    p.evaluate(READY)
+    folds = p.evaluate(UNFOLD, True)
+    p.evaluate(SCROLL)
+    res = Visit(page, theme, p.evaluate(PICTURES), [], {})
+    p.evaluate(axe)
+    for width in widths:
+        if width != widths[0]:                                   # folded first, as a reader finds it
+            p.evaluate(UNFOLD, False)
+            p.set_viewport_size(dict(width=width, height=900))
+            p.wait_for_timeout(SETTLED)
+            p.evaluate(UNFOLD, True)
+        if folds: p.wait_for_timeout(SETTLED)
         p.evaluate(ALIKE)
-        for width in widths:
-            if width != widths[0]:                                   # folded first, as a reader finds it
-                p.evaluate(UNFOLD, False)
-                p.set_viewport_size(dict(width=width, height=900))
-                p.wait_for_timeout(SETTLED)
-                p.evaluate(UNFOLD, True)
-            if folds: p.wait_for_timeout(SETTLED)
-            res.axe[width] = p.evaluate(AXE)
-        res.wide = p.evaluate(OVERFLOW)
-        return res
+        res.axe[width] = p.evaluate(AXE)
+    res.wide, res.notes = p.evaluate(OVERFLOW), replace(notes)
+    return res
 
 
 @pytest.fixture(scope='module')
 def visits(browser, base):
     "Every page in both themes; browsers side by side, as axe takes most of the time"
     axe = pytest.importorskip('axe_playwright_python.base', reason='axe is not installed: `make test-site` installs it').AXE_SCRIPT
-    todo, n = [(page, theme) for page in sorted(pages, key=lambda p: -(site/p).stat().st_size) for theme in themes], min(4, 1 + (os.cpu_count() or 1))
-    todo = iter(todo)   # shared: who is done takes the next
+    todo = iter([(page, theme) for page in sorted(pages, key=lambda p: -(site/p).stat().st_size) for theme in themes])   # shared: who is done takes the next
     def work(_):
-        with launched() as own: return [visit(own, base, axe, *which) for which in todo]
+        with launched() as own, tab(own, base, cache=False) as (p, notes): return [visit(p, notes, axe, *which) for which in todo]
+    n = min(4, 1 + (os.cpu_count() or 1))
     with ThreadPoolExecutor(n) as pool: return sorted((v for vs in pool.map(work, range(n)) for v in vs), key=lambda v: (v.page, v.theme))
 
 
@@ -279,13 +296,14 @@ def test_weight(visits):
 
 
 def test_first_paint(browser, base):
-    def paint(page):
-        with tab(browser, base) as (p, _):
+    paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+    with tab(browser, base, cache=False) as (p, _):
+        def load(page):
             p.goto(page, wait_until='commit')
-            p.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
-            return p.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    paint(pages[0])    # the browser's own beginnings
-    times = {page: median(paint(page) for _ in range(3)) for page in pages}
+            p.wait_for_function(paint)
+            return p.evaluate(paint)
+        load(pages[0])    # the browser's own beginnings
+        times = {page: median(load(page) for _ in range(3)) for page in pages}
     listed([f'{page}: {ms:.0f} ms' for page, ms in times.items() if ms >= max_paint])
 
 
@@ -334,7 +352,7 @@ def test_next_and_previous_walk_through_every_chapter_once(browser, base):
 
 
 def test_menus_and_drawers_are_accessible(browser, base):
-    axe, page = pytest.importorskip('axe_playwright_python.base').AXE_SCRIPT, '90_cli.html'
+    axe, page = pytest.importorskip('axe_playwright_python.base').AXE_SCRIPT, min((p.stem + '.html' for p in notebooks), key=lambda p: (site/p).stat().st_size)
     buttons, bad = {1280: ['.dropdown-download-buttons button', '.dropdown-launch-buttons button', '.search-button-field'], 400: ['.primary-toggle', '.secondary-toggle']}, []
     for theme in themes:
         with tab(browser, base, theme) as (p, notes):
@@ -345,6 +363,7 @@ def test_menus_and_drawers_are_accessible(browser, base):
                     p.click(f'{button} >> visible=true', timeout=5000)
                     p.wait_for_timeout(SETTLED)
                     p.evaluate(axe)
+                    p.evaluate(ALIKE)
                     bad += [f'{theme} {width} {button}: {a}' for a in p.evaluate(AXE)]
             bad += notes.errors
     listed(bad)
