@@ -271,7 +271,7 @@ def visits(browser, base):
     with ThreadPoolExecutor(n) as pool: return sorted((v for vs in pool.map(work, range(n)) for v in vs), key=lambda v: (v.page, v.theme))
 
 
-def listed(bad: list[str]): assert not bad, f'{len(bad)}:\n' + '\n'.join(bad)
+def listed(bad: list[str]): assert not bad, f'{len(bad)}:\n' + '\n'.join(dict.fromkeys(bad))
 
 
 def test_visits_are_of_every_page(visits): assert [(v.page, v.theme) for v in visits] == [(page, theme) for page in pages for theme in sorted(themes)]
