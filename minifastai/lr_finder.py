@@ -328,14 +328,13 @@ class LR_Find(Callback):
 
     def begin_batch(self):
         if not self.in_train: return
-        if self.stopped: raise CancelTrainException()
         self._lr = sched_exp(self.min_lr, self.max_lr)(len(self.sweep_lrs)/(self.max_iter-1))
         for pg, ratio in zip(self.opt.param_groups, self._ratios): pg['lr'] = self._lr*ratio
 
     def after_batch(self):
         if not self.in_train: return
         loss = self.loss.item()   # waits for the device, at each step: to stop in time, the loss has to be known
-        if not math.isfinite(loss): self.stopped = f'the loss is {loss}'; return
+        if not math.isfinite(loss): self.stopped = f'the loss is {loss}'; raise CancelTrainException()
         self.sweep_lrs.append(self._lr); self.sweep_losses.append(loss)
         n = len(self.sweep_lrs)
         self._avg = self.beta*self._avg + (1-self.beta)*loss
@@ -343,6 +342,7 @@ class LR_Find(Callback):
         self.best_loss = min(self.best_loss, self.smoothed[-1])
         if self._exploded(): self.stopped = 'the loss exploded'
         elif n == self.max_iter: self.stopped = 'the sweep is complete'
+        if self.stopped: raise CancelTrainException()
 
     def _exploded(self) -> bool:
         "Is the loss over 10 times the best, or if that can be negative, as far above it?"
