@@ -38,7 +38,7 @@ test-site: site $(base)-dev $(base)-browser
 	MINIFASTAI_SITE=_site $(BIN)/python -m pytest tests/test_site.py $(ARGS)
 
 lab: $(base)-dev
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs $(ARGS)
 
 bench: $(base)-bench
 	$(BIN)/python benchmarks/report.py $(ARGS)

@@ -139,6 +139,7 @@ def _keep_stats(hook, mod, outp, step=None, bins=68, lo=-7., hi=10., plateau=Non
     hook.steps.append(len(hook.steps) if step is None else step)
     if x.device.type == 'cpu': hook.scratch = d    # on a CPU, getting so much memory anew takes longer than all the rest
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #ecfe1d6e
 def append_stats(
     hook:Hook,     # Gets the lists `stats`, of means, standard deviations and histograms, and `dead`, of shares
     mod:nn.Module, # The module
@@ -191,6 +192,7 @@ def plot_stats(
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right center', fontsize=8, ncols=1 + len(hooks)//16)
     return axs
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #5d0f0747
 def _hist(ax, h, image, ylim, top=None):
     bins, lo, hi = h.range
     w = (hi-lo)/bins
