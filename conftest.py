@@ -13,7 +13,7 @@ def pytest_configure(config):
     "Decide once what this machine has; where MNIST is not, `get_data()` gives the embedded digits. Nothing is ever downloaded."
     import torch
 
-    from minifastai.data import find_mnist
+    from minifastai.datasets import find_mnist
     has_mnist = os.environ.get('MINIFASTAI_DATASET', 'mnist') == 'mnist' and bool(find_mnist())
     if not has_mnist: os.environ['MINIFASTAI_DATASET'] = 'digits'
     config.nb_flags = ['mnist']*has_mnist + ['cuda']*torch.cuda.is_available()

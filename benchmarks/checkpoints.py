@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from common import claim, options, where
 from torch import nn, optim
 
-from minifastai.callbacks import AvgStatsCallback, Callback, Learner, Runner, accuracy
-from minifastai.checkpoint import CheckpointCallback, find_checkpoint
 from minifastai.data import DataBunch
-from minifastai.lr_finder import Recorder
+from minifastai.callbacks import Callback
+from minifastai.learner import Learner, Runner
+from minifastai.metrics import accuracy, AvgStatsCallback
+from minifastai.recorder import Recorder
 from minifastai.recipes import RECIPES
+from minifastai.checkpoint import CheckpointCallback, find_checkpoint
 
 
 class Clock(Callback):

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 import torch.nn.functional as F
 
+from minifastai.device import default_device
 from minifastai.cli import _steady_memory
-from minifastai.cnn import default_device
 
 
 def options(doc:str, threads:int|None=None, **numbers:int) -> argparse.Namespace:

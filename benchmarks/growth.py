@@ -11,9 +11,9 @@ from common import Batches, by_hand, options, ratios, spread, where
 from steps import Idle
 from torch import nn, optim
 
-from minifastai.callbacks import Learner, Runner
 from minifastai.data import DataBunch
-from minifastai.hooks import ActivationStats
+from minifastai.learner import Learner, Runner
+from minifastai.activations import ActivationStats
 
 
 def mlp(width:int, layers:int=1):

@@ -14,7 +14,7 @@ import torch
 from common import claim, options, spread, where
 from epoch import hand, ours
 
-from minifastai.cnn import default_device
+from minifastai.device import default_device
 
 
 def resident() -> int:

@@ -11,7 +11,7 @@ import torch
 from common import claim, options, where
 from torch import nn
 
-from minifastai.cnn import default_device
+from minifastai.device import default_device
 from minifastai.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm
 
 SHAPES = [(512, 8, 14, 14), (512, 64, 4, 4), (32, 16, 7, 7), (2, 16, 7, 7), (64, 64, 32, 32)]

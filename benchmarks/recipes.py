@@ -9,9 +9,10 @@ import time
 import torch
 from common import claim, options, where
 
+from minifastai.datasets import get_data
+from minifastai.data import DataBunch, Dataset, get_dls, normalize_to
 from minifastai.callbacks import Callback
-from minifastai.cnn import default_device
-from minifastai.data import DataBunch, Dataset, get_data, get_dls, normalize_to
+from minifastai.device import default_device
 from minifastai.recipes import RECIPES
 
 

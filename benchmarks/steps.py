@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from common import Batches, by_hand, claim, options, ratios, spread, where
 from torch import nn, optim
 
-from minifastai.callbacks import AvgStatsCallback, Callback, Learner, Runner, accuracy
 from minifastai.data import DataBunch
-from minifastai.lr_finder import Recorder
+from minifastai.callbacks import Callback
+from minifastai.learner import Learner, Runner
+from minifastai.metrics import accuracy, AvgStatsCallback
+from minifastai.recorder import Recorder
 
 
 def new(): return nn.Sequential(nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 10))

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from common import claim, options, where
 from torch import optim
 
-from minifastai.callbacks import Callback, Learner, Runner
-from minifastai.cnn import conv2d, default_device, get_cnn_model
 from minifastai.data import DataBunch
-from minifastai.hooks import ActivationStats
+from minifastai.callbacks import Callback
+from minifastai.learner import Learner, Runner
+from minifastai.device import default_device
+from minifastai.cnn import conv2d, get_cnn_model
+from minifastai.activations import ActivationStats
 from minifastai.norms import conv_layer
 
 

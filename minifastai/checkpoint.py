@@ -14,8 +14,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from .callbacks import Callback, _n_batches, _plain
-from .lr_finder import _generators, _random_state, _set_random_state
+from .utils import (
+    check_count, loader_generators, n_batches, rng_state, set_rng_state, to_plain)
+from .callbacks import Callback
 
 # %% ../nbs/09_checkpoints.ipynb #5ba6134e
 def _sync(path:Path):
@@ -155,7 +156,7 @@ class CheckpointCallback(Callback):
         stop_on:Sequence[int]=(signal.SIGINT, signal.SIGTERM), # Signals that stop the training after the batch (or the validation) that is running, with a last checkpoint; a second one stops at once. SIGINT is Ctrl-C
     ):
         for k, v in (('every', every), ('keep', keep)):
-            if v is not None and v < 1: raise ValueError(f"CheckpointCallback: {k} has to be at least 1, not {v}")
+            if v is not None: check_count(f"CheckpointCallback: {k}", v)
         self.folder, self.every, self.keep, self.best, self.resume, self.stop_on = Path(folder), every, keep, best, resume, tuple(stop_on)
         self._mine, self._handlers = False, {}
 
@@ -191,7 +192,7 @@ class CheckpointCallback(Callback):
         self._left = True
         raise KeyboardInterrupt if self._stop == signal.SIGINT else SystemExit(128 + self._stop)   # as a shell reports it
 
-    def begin_epoch(self): self._count, self._pass = 0, _random_state(self._generators())
+    def begin_epoch(self): self._count, self._pass = 0, rng_state(self._generators())
     def after_cancel_batch(self): self._count += self.in_train   # it came from the loader, too
 
     def after_batch(self):
@@ -206,14 +207,14 @@ class CheckpointCallback(Callback):
 
     def _generators(self) -> list[torch.Generator]:
         "All that are not PyTorch's own: of loaders, and of callbacks"
-        return list({id(g): g for g in [*_generators(self.data), *_own_generators([v for cb in self.cbs for v in vars(cb).values()])]}.values())
+        return list({id(g): g for g in [*loader_generators(self.data), *_own_generators([v for cb in self.cbs for v in vars(cb).values()])]}.values())
 
     def _save(self, epoch:int, batch:int):
         stats = getattr(self.run, 'avg_stats', None)
         metrics = stats.row() if stats is not None and not batch else {}
         model = _state_of(self.model)
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.items() if isinstance(v, Tensor)}   # cloned, as some may share memory
-        training = dict(n_iter=self.run.n_iter, n_epochs=self.run.n_epochs, batches=_n_batches(self.data.train_dl), opt=self.opt.state_dict(), random=_random_state(self._generators()), before=self._pass,
+        training = dict(n_iter=self.run.n_iter, n_epochs=self.run.n_epochs, batches=n_batches(self.data.train_dl), opt=self.opt.state_dict(), random=rng_state(self._generators()), before=self._pass,
                         loss=_state_of(self.loss_func), extra={k: v for k, v in model.items() if not isinstance(v, Tensor)})
         callbacks = {cb.name: _kept(type(cb).__name__, cb.state_dict()) for cb in self.cbs if cb is not self}
         number = int(self._saved[-1].name.split('-')[0]) + 1 if self._saved else 0
@@ -248,15 +249,15 @@ class CheckpointCallback(Callback):
             raise ValueError(f"{c.path} is of another model: {wrong[0]} is {of(weights)} in the checkpoint, {of(own)} in the model, and {len(wrong) - 1} more differ")
         groups, asked = ([len(pg['params']) for pg in o['param_groups']] for o in (training['opt'], self.opt.state_dict()))
         if groups != asked: raise ValueError(f"{c.path} is of another optimizer: its groups have {groups} parameters, those of this one {asked}")
-        if training['batches'] != (n := _n_batches(self.data.train_dl)): raise ValueError(f"{c.path} is of a training with {training['batches']} batches an epoch; here there are {n}. Data set and batch size have to be the same")
+        if training['batches'] != (n := n_batches(self.data.train_dl)): raise ValueError(f"{c.path} is of a training with {training['batches']} batches an epoch; here there are {n}. Data set and batch size have to be the same")
         n = len(self._generators())
         if len(training['random']['generators']) != n: raise ValueError(f"{c.path} is of a training with {len(training['random']['generators'])} random number generators of its own; here there are {n}")
         if not c.batch: self._put_back(c, training, weights)
-        self.run.begin_at(c.epoch, partial(self._rest, c, training, weights) if c.batch else None)
+        self.run.resume_at(c.epoch, partial(self._rest, c, training, weights) if c.batch else None)
 
     def _rest(self, c:Checkpoint, training:dict, weights:dict, dl) -> Iterator:
         "The training batches of the checkpoint's epoch that are left: from the random numbers with which it began comes its order"
-        _set_random_state(training['before'], self._generators())
+        set_rng_state(training['before'], self._generators())
         batches = iter(dl)
         for i in range(c.batch):
             if next(batches, None) is None: raise ValueError(f"{c.path} is of a training that had done {c.batch} batches of this epoch; here there are only {i}")
@@ -278,10 +279,10 @@ class CheckpointCallback(Callback):
             for name in states.keys() ^ here.keys(): warnings.warn(f"{name} is {'not among the callbacks any more' if name in states else 'new: the checkpoint has no state for it'}", stacklevel=2)
             for name in states.keys() & here.keys(): here[name].load_state_dict(states[name])
         return dict(model=model, optimizer=lambda: self.opt.load_state_dict(training['opt']), position=position, callbacks=callbacks,
-                    random=lambda: _set_random_state(training['random'], self._generators()))
+                    random=lambda: set_rng_state(training['random'], self._generators()))
 
 def _kept(what:str, state):
-    try: return _plain(state)
+    try: return to_plain(state)
     except TypeError as e: raise TypeError(f"The state of {what} cannot be kept: {e}") from None
 
 def _bytes(state) -> bytes:

@@ -14,14 +14,18 @@ from pathlib import Path
 import torch
 from fastcore.script import CliError, call_parse
 from torch import Tensor
-from .callbacks import AvgStatsCallback, Learner, ProgressCallback, Runner, accuracy
-from .checkpoint import CheckpointCallback, CheckpointError, find_checkpoint
-from .cnn import default_device
-from .data import DataBunch, Dataset, find_mnist, get_data, get_dls, normalize
-from .hooks import TerminateOnNaNCallback
-from .lr_finder import Recorder, lr_find, write_csv
+from .datasets import find_mnist, get_data
+from .data import DataBunch, Dataset, get_dls, normalize
+from .learner import Learner, Runner
+from .metrics import accuracy, AvgStatsCallback
+from .progress import ProgressCallback
+from .recorder import Recorder, write_csv
+from .lr_finder import lr_find
+from .device import default_device
 from .norms import get_norm
-from .recipes import RECIPES, Recipe
+from .recipes import Recipe, RECIPES
+from .checkpoint import CheckpointCallback, CheckpointError, find_checkpoint
+from .terminate import TerminateOnNaNCallback
 
 # %% ../nbs/90_cli.ipynb #585f2f23
 _no_mnist = ("MNIST is not on this machine and could not be downloaded: training on scikit-learn's embedded digits instead. "

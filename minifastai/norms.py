@@ -12,7 +12,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .cnn import GeneralRelu, _is_count
+from .utils import check_count
+from .init import GeneralRelu
 
 # %% ../nbs/07_batchnorm.ipynb #94874a9e
 def _check(norm:nn.Module, x:Tensor):
@@ -25,7 +26,7 @@ def _per_channel(t:Tensor, x:Tensor) -> Tensor:
 
 def _positive(name:str, **sizes):
     for k, n in sizes.items():
-        if not _is_count(n): raise ValueError(f"{name}: {k} is a number of channels or groups, at least 1, not {n!r}")
+        check_count(f"{name}: {k}, a number of channels or groups,", n)
 
 def _scale(x:Tensor, mults:Tensor|None, adds:Tensor|None) -> Tensor:
     "Multiply by the factors and add the summands, one for each channel or one for all, if there are any"

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn, optim
 
-from minifastai.callbacks import EVENTS, Callback, Learner
 from minifastai.data import DataBunch
+from minifastai.callbacks import Callback, EVENTS
+from minifastai.learner import Learner
 
 
 def heeds_permissions() -> bool:

@@ -11,9 +11,10 @@ from helpers import Tracer, tiny_learner
 from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from minifastai.callbacks import (AvgStats, AvgStatsCallback, Callback, CancelEpochException, Learner, Runner, TrainEvalCallback, accuracy, create_learner,
-                                  get_model)
 from minifastai.data import DataBunch, Dataset, get_dls
+from minifastai.callbacks import Callback, CancelEpochException
+from minifastai.learner import create_learner, get_model, Learner, Runner, TrainEvalCallback
+from minifastai.metrics import accuracy, AvgStats, AvgStatsCallback
 
 
 class Plain(Callback):
@@ -406,9 +407,9 @@ def test_a_sum_is_shown_as_the_mean_of_its_items():
 
 
 def test_structured_targets_are_counted_by_items():
-    from minifastai.callbacks import _batch_size
+    from minifastai.utils import batch_size
     t = torch.zeros(5, 3)
-    assert [_batch_size(b) for b in (t, (t, t), {'a': t}, [{'a': t}]*4, ['cat', 'dog'], [1, 2, 3], (({'b': t},),), torch.tensor(1.), None)] == [5, 5, 5, 4, 2, 3, 1, 1, None]
+    assert [batch_size(b) for b in (t, (t, t), {'a': t}, [{'a': t}]*4, ['cat', 'dog'], [1, 2, 3], (({'b': t},),), torch.tensor(1.), None)] == [5, 5, 5, 4, 2, 3, 1, 1, None]
 
 
 def test_metrics_of_one_name_and_metrics_that_are_no_numbers():

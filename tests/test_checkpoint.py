@@ -25,10 +25,13 @@ from torch import nn, optim
 from torch.utils.data import DataLoader
 
 from minifastai import checkpoint
-from minifastai.callbacks import AvgStatsCallback, Callback, CancelBatchException, CancelTrainException, Learner, Runner, accuracy
-from minifastai.checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
 from minifastai.data import DataBunch
-from minifastai.lr_finder import LRSchedulerCallback, ParamScheduler, Recorder, sched_cos
+from minifastai.callbacks import Callback, CancelBatchException, CancelTrainException
+from minifastai.learner import Learner, Runner
+from minifastai.metrics import accuracy, AvgStatsCallback
+from minifastai.schedules import LRSchedulerCallback, ParamScheduler, sched_cos
+from minifastai.recorder import Recorder
+from minifastai.checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
 
 TRAIN = [str(Path(sys.executable).with_name('minifastai-train'))]
 

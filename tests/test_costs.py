@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import nn, optim
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minifastai.callbacks import AvgStatsCallback, Callback, Learner, Runner, accuracy
 from minifastai.data import DataBunch, Dataset, get_dls
-from minifastai.hooks import ActivationStats
-from minifastai.lr_finder import ParamScheduler, Recorder, sched_lin
+from minifastai.callbacks import Callback
+from minifastai.learner import Learner, Runner
+from minifastai.metrics import accuracy, AvgStatsCallback
+from minifastai.schedules import ParamScheduler, sched_lin
+from minifastai.recorder import Recorder
+from minifastai.activations import ActivationStats
 from minifastai.norms import RunningBatchNorm
 
 FEW, MANY = 10, 30   # steps: the difference of two fits has no set-up in it

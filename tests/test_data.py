@@ -13,7 +13,7 @@ import torch
 from helpers import heeds_permissions
 
 from minifastai import data
-from minifastai.data import find_mnist, get_data, get_test_data
+from minifastai.datasets import find_mnist, get_data, get_test_data
 
 IMAGES, LABELS = data._train_files
 TEST_IMAGES, TEST_LABELS = data._test_files

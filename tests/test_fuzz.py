@@ -9,10 +9,13 @@ from helpers import tiny_learner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minifastai.callbacks import EVENTS, Callback, CancelBatchException, CancelEpochException, CancelTrainException, Runner
-from minifastai.data import parse_idx
-from minifastai.hooks import ActivationStats, ListContainer
-from minifastai.lr_finder import combine_scheds, sched_cos, sched_exp, sched_lin, sched_no
+from minifastai.datasets import parse_idx
+from minifastai.callbacks import (
+    Callback, CancelBatchException, CancelEpochException, CancelTrainException, EVENTS)
+from minifastai.learner import Runner
+from minifastai.schedules import combine_scheds, sched_cos, sched_exp, sched_lin, sched_no
+from minifastai.hooks import ListContainer
+from minifastai.activations import ActivationStats
 
 settings.register_profile('minifastai', max_examples=int(os.environ.get('MINIFASTAI_FUZZ', 200)), deadline=None, database=None, derandomize='MINIFASTAI_FUZZ' not in os.environ, suppress_health_check=list(HealthCheck))
 settings.load_profile('minifastai')

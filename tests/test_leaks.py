@@ -11,13 +11,19 @@ from helpers import tiny_learner
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-from minifastai.augment import AugmentCallback, random_affine
-from minifastai.callbacks import AvgStatsCallback, Callback, CancelTrainException, Learner, ProgressCallback, Runner, accuracy
-from minifastai.checkpoint import CheckpointCallback
 from minifastai.data import DataBunch, Dataset, get_dls
-from minifastai.hooks import ActivationStats, TerminateOnNaNCallback
-from minifastai.lr_finder import ParamScheduler, Recorder, lr_find, sched_cos
+from minifastai.callbacks import Callback, CancelTrainException
+from minifastai.learner import Learner, Runner
+from minifastai.metrics import accuracy, AvgStatsCallback
+from minifastai.progress import ProgressCallback
+from minifastai.schedules import ParamScheduler, sched_cos
+from minifastai.recorder import Recorder
+from minifastai.lr_finder import lr_find
+from minifastai.activations import ActivationStats
+from minifastai.augment import AugmentCallback, random_affine
 from minifastai.recipes import AverageWeightsCallback
+from minifastai.checkpoint import CheckpointCallback
+from minifastai.terminate import TerminateOnNaNCallback
 
 
 def resident() -> int:

@@ -10,7 +10,7 @@ import ipywidgets
 import pytest
 import torch
 
-from minifastai.lr_finder import combine_scheds, cos_1cycle_anneal, sched_cos
+from minifastai.schedules import combine_scheds, cos_1cycle_anneal, sched_cos
 from minifastai.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm
 from test_site import launched
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from helpers import tiny_learner
 from torchmetrics.functional.classification import multilabel_exact_match
 
-from minifastai.callbacks import AvgStatsCallback, Runner
+from minifastai.learner import Runner
+from minifastai.metrics import AvgStatsCallback
 from minifastai.losses import binomial_decode, binomial_loss, exact_match
 
 BCE = F.binary_cross_entropy_with_logits

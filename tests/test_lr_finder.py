@@ -11,10 +11,15 @@ import torch.nn.functional as F
 from helpers import tiny_learner
 from torch import nn, optim
 
-from minifastai.callbacks import AvgStatsCallback, Callback, CancelBatchException, CancelTrainException, Learner, Runner, accuracy
 from minifastai.data import DataBunch, Dataset, get_dls
-from minifastai.lr_finder import (LR_Find, LRFindResult, LRSchedulerCallback, ParamScheduler, Recorder, combine_scheds, cos_1cycle_anneal, lr_find, sched_cos, sched_exp, sched_lin,
-                                  sched_no)
+from minifastai.callbacks import Callback, CancelBatchException, CancelTrainException
+from minifastai.learner import Learner, Runner
+from minifastai.metrics import accuracy, AvgStatsCallback
+from minifastai.schedules import (
+    combine_scheds, cos_1cycle_anneal, LRSchedulerCallback, ParamScheduler, sched_cos, sched_exp,
+    sched_lin, sched_no)
+from minifastai.recorder import Recorder
+from minifastai.lr_finder import LR_Find, lr_find, LRFindResult
 
 
 class Noisy(nn.Module):

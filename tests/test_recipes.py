@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn, optim
 
-from minifastai.augment import AugmentCallback, TTA, affine, predict, random_affine, shift_views
-from minifastai.callbacks import AvgStatsCallback, Callback, Learner, Runner, accuracy
 from minifastai.data import DataBunch
+from minifastai.callbacks import Callback
+from minifastai.learner import Learner, Runner
+from minifastai.metrics import accuracy, AvgStatsCallback
 from minifastai.norms import RunningBatchNorm
-from minifastai.recipes import RECIPES, AverageWeightsCallback, Recipe, ResBlock, res_layer
+from minifastai.augment import affine, AugmentCallback, predict, random_affine, shift_views, TTA
+from minifastai.resnet import res_layer, ResBlock
+from minifastai.recipes import AverageWeightsCallback, Recipe, RECIPES
 
 root = Path(__file__).parent.parent
 
