@@ -36,12 +36,13 @@ def suggest_event(
     close = difflib.get_close_matches(''.join(words), joined, 1, 0.9)
     return joined[close[0]] if close else None
 
-# %% ../nbs/04c_loop.ipynb #3255a8b3
+# %% ../nbs/04c_loop.ipynb #8440e311
 def _attributes(cb:Callback) -> dict[str, object]:
     "What `cb` and its classes other than `Callback` define, by name."
     classes = [cls for cls in reversed(type(cb).__mro__) if cls not in (Callback, object)]
     return {k: v for ns in (*map(vars, classes), vars(cb)) for k, v in ns.items()}
 
+# %% ../nbs/04c_loop.ipynb #ee7ba816
 def _check_event_name(cb:Callback, k:str):
     "Refuse a method of `cb` whose name looks like an event's but isn't."
     meant = suggest_event(k)
@@ -50,6 +51,7 @@ def _check_event_name(cb:Callback, k:str):
         f"{type(cb).__name__}.{k} is never called: there is no event {k!r}. Did you mean "
         f"{meant!r}? (If it is a helper of your own, start its name with an underscore.)")
 
+# %% ../nbs/04c_loop.ipynb #ddfeb05b
 def _check_handler(cb:Callback, k:str):
     "Refuse a handler that can't be called without arguments, or that would do nothing if called."
     what = f"{type(cb).__name__}.{k}"
@@ -63,6 +65,7 @@ def _check_handler(cb:Callback, k:str):
         raise TypeError(f"{what} has to take no argument but self: events pass none; "
                         "what you need is in self.xb, self.loss and so on") from None
 
+# %% ../nbs/04c_loop.ipynb #3e0626a0
 def check_callback(
     cb, # What somebody passed as a callback
 ):
@@ -83,6 +86,7 @@ def check_callback(
             if v is not None: _check_handler(cb, k)
         elif is_method and not k.startswith('_'): _check_event_name(cb, k)
 
+# %% ../nbs/04c_loop.ipynb #af700c01
 def check_names(
     run, # A runner
 ) -> dict[str, Callback]: # The runner's callbacks, by name
@@ -103,7 +107,7 @@ def check_names(
         names[name] = cb
     return names
 
-# %% ../nbs/04c_loop.ipynb #3692d5d3
+# %% ../nbs/04c_loop.ipynb #24b84be1
 def check_learner(
     model,     # What `Learner` was given, in this order
     opt,       #
@@ -131,6 +135,7 @@ def check_learner(
         raise ValueError("Learner: none of the optimizer's parameters belongs to this model: "
                          "make the optimizer from model.parameters()")
 
+# %% ../nbs/04c_loop.ipynb #bf452676
 def no_batches(
     what:str, # 'train_dl' or 'valid_dl'
 ) -> str:
@@ -138,6 +143,7 @@ def no_batches(
     return (f"{what} yields no batch: is the data set empty, smaller than a batch that has to be "
             "full (drop_last), or an iterator that has been used up?")
 
+# %% ../nbs/04c_loop.ipynb #2d8681c7
 def check_fit(
     running:bool, # Is this runner in the middle of a fit?
     epochs,       # What `fit` was given
@@ -162,6 +168,7 @@ def check_fit(
         if n_batches(getattr(learn.data, what)) == 0: raise ValueError(no_batches(what))
     return n
 
+# %% ../nbs/04c_loop.ipynb #d71320ec
 def nothing_to_cancel(
     e:CancelException, # The cancel that came out of every phase
 ) -> RuntimeError: # To be raised
@@ -172,7 +179,7 @@ def nothing_to_cancel(
         "cancel. Raise it from an event of that phase, or cancel more: CancelEpochException, "
         "CancelTrainException")
 
-# %% ../nbs/04c_loop.ipynb #8d809697
+# %% ../nbs/04c_loop.ipynb #accd531b
 def check_batch(
     batch,    # What a loader yielded
     what:str, # 'train_dl' or 'valid_dl'
@@ -181,6 +188,7 @@ def check_batch(
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise TypeError(f"{what} has to yield pairs (xb, yb), but yielded {describe(batch)}")
 
+# %% ../nbs/04c_loop.ipynb #ec801e42
 def check_loss(
     loss,          # What the loss function returned
     in_train:bool, # In training, or in validation?
@@ -195,6 +203,7 @@ def check_loss(
         raise ValueError("The loss has no gradient: is every parameter frozen, "
                          "or fit called within torch.no_grad()?")
 
+# %% ../nbs/04c_loop.ipynb #6201adbd
 def _check_devices(model, xb, yb):
     "Say so if a batch isn't on the model's device."
     params = model.parameters() if isinstance(model, nn.Module) else ()
@@ -206,6 +215,7 @@ def _check_devices(model, xb, yb):
                 f"Move the model before fit, learn.model.to('{t.device}'), or each batch in a "
                 f"callback's begin_batch, self.run.{k} = self.{k}.to(...)")
 
+# %% ../nbs/04c_loop.ipynb #85138465
 def _check_labels(pred, yb):
     "Name the first label for which the predictions have no score."
     if not (isinstance(pred, Tensor) and isinstance(yb, Tensor)): return
@@ -217,6 +227,7 @@ def _check_labels(pred, yb):
     raise ValueError(f"Item {wrong[0, 0].item()} of this batch has the label {label}, "
                      f"but the model's scores are for {c} classes, 0 to {c - 1}")
 
+# %% ../nbs/04c_loop.ipynb #72a8328d
 def explain(
     e:Exception, # Raised by the model or by the loss function
     run,         # The runner, with its model and its batch

@@ -119,12 +119,12 @@ def _display(o, **kwargs):
     from IPython.display import display   # only a notebook comes here
     return display(o, **kwargs)
 
-# %% ../nbs/04d_metrics.ipynb #0d2325ef
+# %% ../nbs/04d_metrics.ipynb #3fd59779
 class ProgressCallback(Callback):
     """Shows a progress bar, and a table with a row for each epoch.
 
     The row has the losses and metrics of an `AvgStatsCallback`, if there is one, and seconds."""
-    _order = 90
+    _order = AvgStatsCallback._order + 90   # the averages have to be there
 
     def begin_fit(self):
         self.table = _Table(['epoch'])
@@ -151,7 +151,7 @@ class ProgressCallback(Callback):
     def after_epoch(self):
         row = dict(epoch=self.epoch)
         for cb in self.cbs:
-            if isinstance(cb, AvgStatsCallback): row |= cb.row()
+            if isinstance(cb, AvgStatsCallback): row |= cb.epoch_row()
         self.table.add(row | dict(seconds=time.perf_counter() - self.start))
         self.out.row()
 
