@@ -163,10 +163,11 @@ def staged(path: Path):
                           kernelspec=nb.metadata.get('kernelspec', {}))
     return nb
 
-def facts(docname: str, nb, modules: list[str]) -> str:
-    "What follows a chapter's title: the time to read it, the modules that it builds, plain text"
+def facts(docname: str, nb, builds: list[str], continues: list[str]) -> str:
+    "What follows a chapter's title: the time to read it, its modules, its plain text"
     said = [f'{times.in_words(times.minutes(nb))} to read']
-    if modules: said.append('builds ' + ', '.join(map(link_to_module, modules)))
+    if builds: said.append('builds ' + ', '.join(map(link_to_module, builds)))
+    if continues: said.append('adds to ' + ', '.join(map(link_to_module, continues)))
     said.append(f'<a href="{docname}.md">plain text</a>')
     return f'<p class="chapter-facts">{" · ".join(said)}</p>'
 
@@ -188,25 +189,25 @@ def stage(app, config):
     chapters = {path.stem: staged(path) for path in notebooks(root/'nbs')}
     if 'index' not in chapters: raise ConfigError('there is no home page: nbs/index.ipynb')
     add_facts(chapters, root/config.project)
-    cited = citations.add_references(chapters)
+    cited, homes = citations.add_references(chapters), definitions(chapters)
     sidebar = parts(chapters) | pages.write_pages(app.srcdir, chapters, cited)
-    sidebar['Reference'] += reference.write_pages(app.srcdir, root/config.project)
+    sidebar['Reference'] += reference.write_pages(app.srcdir, root/config.project, list(homes))
     contents = [toctree(caption, docnames) for caption, docnames in sidebar.items() if docnames]
     chapters['index'].cells.append(mk_cell('\n\n'.join(contents), 'markdown'))
     for docname, nb in chapters.items(): write_nb(nb, app.srcdir/f'{docname}.ipynb')
     copy_pictures(root/'nbs', app.srcdir)
-
-    homes = definitions(chapters)
     reference.EXAMPLES.update(find_examples(homes, root/'nbs'))
     config.linkcode_resolve = lambda domain, info: link_to_cell(homes, info['fullname'])
 
 def add_facts(chapters: dict, package: Path):
     "Say below each chapter's title what it takes and gives"
-    modules = {path.stem: reference.source_notebooks(path) for path in package.glob('[!_]*.py')}
+    sources = {f'{package.name}.{path.stem}': reference.source_notebooks(path)
+               for path in sorted(package.glob('[!_]*.py'))}
     for docname, nb in chapters.items():
         if docname == 'index': continue
-        built = sorted(m for m, sources in modules.items() if docname in sources)
-        text = facts(docname, nb, [f'{package.name}.{m}' for m in built])
+        builds = [module for module, docnames in sources.items() if docname in docnames[:1]]
+        continues = [module for module, docnames in sources.items() if docname in docnames[1:]]
+        text = facts(docname, nb, builds, continues)
         cell = mk_cell(text, 'markdown', metadata=dict(tags=['facts']))
         nb.cells.insert(1, cell)
 

@@ -2,6 +2,7 @@
 
 Every name in prose links to the reference, or to the manual of PyTorch, NumPy or Python.
 """
+import ast
 import builtins
 import re
 from collections.abc import Mapping
@@ -12,8 +13,10 @@ from pydoc import locate
 
 from docutils import nodes
 from docutils.utils import new_document
+from fastcore.basics import listify
 from fastcore.docments import docments
 from myst_parser.parsers.sphinx_ import MystParser
+from nbdev.doclinks import patch_name
 from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
@@ -21,6 +24,7 @@ from sphinx.util.nodes import make_refnode
 from sphinx.util.typing import restify
 
 from . import examples
+from .citations import listed
 
 
 # The pages
@@ -32,44 +36,78 @@ def title(text: str) -> str:
 def source_notebooks(module: Path) -> list[str]:
     """The chapters that a module is exported from, by the comments that nbdev leaves in it.
 
-    Notebooks in nbs/modules only begin a module, and are no chapters.
+    The first one builds the module, the others continue it. A notebook in nbs/modules, which only
+    begins a module, is no chapter.
     """
     text = module.read_text(encoding='utf-8')
     return list(dict.fromkeys(re.findall(r'^# %% (?!\S*/modules/)\S*?(\w+)\.ipynb', text, re.M)))
+
+def patched(module: Path) -> list[str]:
+    "The methods that a module patches into classes, as Class.method"
+    nodes = ast.parse(module.read_text(encoding='utf-8')).body
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    names = [name for f in functions for name in listify(patch_name(f))]
+    return [name for name in names if '.' in name and not re.search(r'\b_', name)]
 
 def kind_of(obj) -> str:
     "The directive of autodoc that documents an object"
     if isclass(obj): return 'exception' if issubclass(obj, BaseException) else 'class'
     return 'function' if isroutine(obj) else 'data'
 
-def entry(module, name: str) -> str:
+def entry(obj, name: str) -> str:
     "The directive that documents an exported name"
-    obj = getattr(module, name)
     for method in vars(obj).values() if isclass(obj) else ():
         # what a method patched into a class needs, and no reader
         getattr(method, '__annotations__', {}).pop('self', None)
     option = '\n   :no-value:' if len(repr(obj)) > 80 else ''
     return f'.. auto{kind_of(obj)}:: {name}{option}'
 
-def write_pages(pages: Path, package: Path) -> list[str]:
-    "Write the sources of the reference; their names, in the order of the course"
-    paths = [path for path in package.glob('[!_]*.py') if path.stem != 'all']
-    sources = {path: source_notebooks(path) for path in paths}
+def built_in(chapters: list[str]) -> str:
+    "A sentence that links to the chapters that a module comes from"
+    links = [f':doc:`/{chapter}`' for chapter in chapters]
+    res = f'Built in {links[0]}.' if links else ''
+    if links[1:]: res += f' Continued in {listed(links[1:])}.'
+    return res
+
+def literals(names: list[str]) -> str:
+    "Names as code, which LinkNames makes links of"
+    return ', '.join(f'``{name}``' for name in names)
+
+def write_pages(pages: Path, package: Path, defined: list[str]) -> list[str]:
+    """Write the sources of the reference; return their names, in the order of the course.
+
+    `defined` has the names that the course exports, in the order of its cells.
+    """
+    # All are imported before any is documented, since a later one may patch classes of an earlier
+    modules = {path: import_module(f'{package.name}.{path.stem}')
+               for path in sorted(package.glob('[!_]*.py')) if path.stem != 'all'}
+    place = {name: i for i, name in enumerate(defined)}
+    def first(path):
+        return min((place.get(n, len(place)) for n in names_of(modules[path])), default=len(place))
+
     res, overview = ['index'], [title('The package'), OVERVIEW.format(package=package.name)]
     (pages/'reference').mkdir()
-    for path, nbs in sorted(sources.items(), key=lambda item: (item[1] or ['~'], item[0])):
-        module = import_module(f'{package.name}.{path.stem}')
-        names = getattr(module, '__all__', [])
-        built = ''.join(f'Built in :doc:`/{nb}`.' for nb in nbs[:1])
-        lines = [title(module.__name__), f'.. py:module:: {module.__name__}\n', f'{built}\n']
-        lines += [entry(module, name) for name in names]
-        page = pages/f'reference/{path.stem}.rst'
-        page.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-        listed = ', '.join(f'``{name}``' for name in names)
-        overview.append(f':doc:`{module.__name__} <{path.stem}>`\n   {built}\n\n   {listed}\n')
-        res.append(path.stem)
+    for path in sorted(modules, key=first):
+        stem, module, built = path.stem, modules[path], built_in(source_notebooks(path))
+        text = '\n'.join(page(module, built, patched(path)))
+        (pages/f'reference/{stem}.rst').write_text(text + '\n', encoding='utf-8')
+        names = literals(names_of(module))
+        overview.append(f':doc:`{module.__name__} <{stem}>`\n   {built}\n\n   {names}\n')
+        res.append(stem)
     (pages/'reference/index.rst').write_text('\n'.join(overview), encoding='utf-8')
-    return [f'reference/{page}' for page in res]
+    return [f'reference/{name}' for name in res]
+
+def names_of(module) -> list[str]:
+    "The names that a module exports"
+    return getattr(module, '__all__', [])
+
+def page(module, built: str, methods: list[str]) -> list[str]:
+    "The lines of a module's page, given the methods that it patches into classes"
+    names = names_of(module)
+    lines = [title(module.__name__), f'.. py:module:: {module.__name__}\n', f'{built}\n']
+    others = [method for method in methods if method.split('.')[0] not in names]
+    if others: lines.append(f'Adds {literals(others)}.\n')
+    return lines + [entry(getattr(module, name), name) for name in names]
 
 OVERVIEW = '''\
 .. py:module:: {package}
@@ -108,6 +146,7 @@ def add_docments(app, what, name, obj, options, lines):
     if what == 'data' and text == getdoc(type(obj)): text = ''   # of a constant, what its type says
     lines[:] = bases(obj) if isclass(obj) else []
     if text: lines += markdown(text)
+    if what in ('method', 'property'): lines += patched_by(obj, name)
     if isinstance(obj, Mapping): lines += markdown(table(obj))
     if what not in ('function', 'method', 'class', 'exception'): return
     for param, said in described(obj).items():
@@ -126,9 +165,19 @@ def bases(cls: type) -> list[str]:
     if not public: return []
     return [f"Bases: {', '.join(restify(base, 'smart') for base in public)}", '']
 
+def patched_by(obj, name: str) -> list[str]:
+    "The lines that say which module adds a method to a class of another one"
+    function = getattr(obj, 'fget', obj)
+    module = getattr(function, '__module__', None) or ''
+    package, own = name.split('.')[0], name.rsplit('.', 2)[0]
+    if module == own or not module.startswith(f'{package}.'): return []
+    return [f'Added by :py:mod:`{module}`.', '']
+
 def table(mapping: Mapping) -> str:
     "A mapping as a table in Markdown"
-    rows = [f'| `{key}` | {value} |' for key, value in mapping.items()]
+    # an address in memory differs from build to build
+    shown = {key: re.sub(r' at 0x[0-9a-f]+', '', str(value)) for key, value in mapping.items()}
+    rows = [f'| `{key}` | {value} |' for key, value in shown.items()]
     return '\n'.join(['| key | value |', '|---|---|', *rows])
 
 def code_block(language: str, text: str, *options: str) -> list[str]:
