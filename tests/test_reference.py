@@ -43,7 +43,10 @@ def test_where_a_module_comes_from(tmp_path):
     chapters = reference.source_notebooks(path)
     assert chapters == ['06_hooks_init', '09_checkpoints']    # a stub is no chapter
     first = 'Built in :doc:`/06_hooks_init`.'
-    assert reference.built_in(chapters) == f'{first} Continued in :doc:`/09_checkpoints`.'
+    more = ':doc:`09 </09_checkpoints>`'
+    assert reference.built_in(chapters) == f'{first} Continued in chapter {more}.'
+    several = reference.built_in([*chapters, '10_x'])
+    assert several == f'{first} Continued in chapters {more} and :doc:`10 </10_x>`.'
     assert reference.built_in(chapters[:1]) == first
     assert reference.built_in([]) == ''
 

@@ -64,10 +64,13 @@ def entry(obj, name: str) -> str:
 
 def built_in(chapters: list[str]) -> str:
     "A sentence that links to the chapters that a module comes from"
-    links = [f':doc:`/{chapter}`' for chapter in chapters]
-    res = f'Built in {links[0]}.' if links else ''
-    if links[1:]: res += f' Continued in {listed(links[1:])}.'
-    return res
+    if not chapters: return ''
+    first, *others = chapters
+    res = f'Built in :doc:`/{first}`.'
+    if not others: return res
+    # by number: a list of titles, some of them with commas, cannot be read
+    numbers = [f":doc:`{chapter.split('_')[0]} </{chapter}>`" for chapter in others]
+    return f"{res} Continued in chapter{'s'*bool(others[1:])} {listed(numbers)}."
 
 def literals(names: list[str]) -> str:
     "Names as code, which LinkNames makes links of"
