@@ -12,10 +12,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 p
 setup_files := settings.ini setup.py pyproject.toml constraints.txt
 base := $(VENV)/.ready-$(TORCH)
 
-.PHONY: help train test site test-site lab bench export clean
+.PHONY: help train test lint size site test-site lab bench export clean
 help:
 	@echo "make train   train chapter 08's network (ARGS='--epochs 3' passes options; ARGS=--help lists them)"
 	@echo "make test    run all tests, notebooks included (ARGS='-k 04' passes options to pytest)"
+	@echo "make lint    ask ruff and mypy, and check that the notebooks are clean and exported (a minute)"
+	@echo "make size    print the package's lines of code against their budget"
 	@echo "make site    build the documentation site into _site/"
 	@echo "make test-site  build the site, and test it in Chromium, which has to be on the machine (three minutes)"
 	@echo "make lab     open the course in JupyterLab"
@@ -28,6 +30,14 @@ train: $(base)
 
 test: $(base)-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(base)-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_sync.py -k notebooks
+
+size: $(BIN)/python
+	$(BIN)/python tests/size.py
 
 site: $(base)-docs
 	rm -rf _site

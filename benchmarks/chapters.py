@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'docs/_ext'))
-from times import in_words, minutes  # noqa: E402
+from minifastai_docs.times import in_words, minutes  # noqa: E402
 
 
 def seconds_to_run(path:Path) -> float:

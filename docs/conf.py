@@ -1,4 +1,7 @@
-"Sphinx settings of the site. The pages come from nbs/ and the package (see _ext/), the project's facts from settings.ini."
+"""Sphinx settings of the site.
+
+The pages come from nbs/ and the package (see _ext/), the project's facts from settings.ini.
+"""
 import logging
 import sys
 from configparser import ConfigParser
@@ -18,7 +21,9 @@ project_copyright = author
 release = version = _settings['version']
 language = 'en'
 
-extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.linkcode', 'sphinx.ext.mathjax', 'sphinx_copybutton', 'course', 'citations', 'pages', 'plain', 'reference', 'sphinxext.opengraph']
+extensions = [
+    'myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.linkcode', 'sphinx.ext.mathjax',
+    'sphinx_copybutton', 'minifastai_docs', 'sphinxext.opengraph']
 exclude_patterns = ['outputs']
 
 # Notebooks: shown with the outputs they hold, executed never
@@ -53,13 +58,23 @@ html_js_files = ['site.js']
 html_domain_indices = False
 html_context = dict(default_mode='auto')
 html_theme_options = dict(
-    repository_url=_settings['git_url'], repository_branch=_settings['branch'], path_to_docs='nbs', use_repository_button=True,
-    launch_buttons=dict(colab_url='https://colab.research.google.com', binderhub_url='https://mybinder.org', notebook_interface='jupyterlab'),
-    pygments_dark_style='github-dark-high-contrast',   # accessible, and its comments do not outshine the code
-    home_page_in_toc=True, show_toc_level=2, navbar_persistent=[])   # the sidebar has the search already
+    repository_url=_settings['git_url'],
+    repository_branch=_settings['branch'],
+    path_to_docs='nbs',
+    use_repository_button=True,
+    launch_buttons=dict(
+        colab_url='https://colab.research.google.com',
+        binderhub_url='https://mybinder.org',
+        notebook_interface='jupyterlab'),
+    # accessible, and its comments do not outshine the code
+    pygments_dark_style='github-dark-high-contrast',
+    home_page_in_toc=True,
+    show_toc_level=2,
+    navbar_persistent=[])   # the sidebar has the search already
 
 # What a link to a page shows elsewhere
 ogp_site_url = html_baseurl
 ogp_site_name = project
 ogp_social_cards = dict(line_color='#0072b2', image_mini=str(docs/'_static'/'logo.png'))
-logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)   # the cards' font has one weight only, and that is no matter
+# The cards' font has one weight only, and that is no matter
+logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)

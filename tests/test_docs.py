@@ -9,8 +9,7 @@ import pytest
 root = Path(__file__).parent.parent
 for name in ('tomllib', 'sphinx', 'docutils'): pytest.importorskip(name, reason=f'{name} is not here: `make site` sets up what the site needs, and Python 3.11 or newer has tomllib')
 sys.path.insert(0, str(root/'docs/_ext'))
-import citations  # noqa: E402
-import pages  # noqa: E402
+from minifastai_docs import cells, citations, pages  # noqa: E402
 
 papers = citations.bibliography()
 chapters = sorted((root/'nbs').glob('0*.ipynb'))
@@ -89,7 +88,7 @@ def test_the_lesson_page_quotes_what_is_stored():
 
 def test_sections_of_chapters():
     nb = ['# A chapter\n\n## First\n\nnot this', '## What went wrong in the original\n\n- one ([link](#a-b))', 'two\n\n### Below\n\n[there](05_x.ipynb#y)', '## Last\n\nnor this']
-    assert pages.heading(nb) == 'A chapter'
+    assert cells.heading('\n\n'.join(nb)).title == 'A chapter'
     text = pages.section(nb, pages.FAULTS)
     assert text == '- one ([link](#a-b))\n\ntwo\n\n### Below\n\n[there](05_x.ipynb#y)'
     assert pages.moved(text, '04_z') == '- one ([link](04_z.ipynb#a-b))\n\ntwo\n\n### Below\n\n[there](05_x.ipynb#y)'
@@ -106,7 +105,7 @@ def test_the_glossary_says_where():
 
 def test_plain_text_of_a_notebook():
     "Code and outputs in fences that they cannot break, pictures as what is said of them, nothing of what only the site needs"
-    plain = pytest.importorskip('plain')
+    plain = pytest.importorskip('minifastai_docs.plain')
     code = lambda source, *outputs, **mystnb: dict(cell_type='code', source=source, outputs=list(outputs), metadata=dict(mystnb=mystnb))
     nb = dict(cells=[dict(cell_type='markdown', source='# 07 Norms\n\n> About norms\n\nSee [05](05_lr_finder.ipynb#a).', metadata={}),
                      dict(cell_type='markdown', source='<p>facts</p>', metadata=dict(tags=['facts'])),
@@ -118,7 +117,7 @@ def test_plain_text_of_a_notebook():
 
 
 def test_examples_and_errors_of_the_reference():
-    examples = pytest.importorskip('examples')
+    examples = pytest.importorskip('minifastai_docs.examples')
     cells = lambda *sources: [dict(cell_type='code', id=f'{i}', source=s, outputs=[dict(text='7\n')]) for i, s in enumerate(sources)]
     nbs = dict(a=cells('f(0)', '#| export\ndef f(): pass', '#| slow\nf(1)', 'x = 1\n'*20 + 'f(2)', 'f(3)'), b=cells('#| hide\ng()', 'f(4); o.g()'))
     found = examples.find(dict(f=('a', 1), g=('a', 1), h=('a', 1)), nbs)
@@ -131,6 +130,6 @@ def test_examples_and_errors_of_the_reference():
 
 
 def test_times():
-    times = pytest.importorskip('times')
+    times = pytest.importorskip('minifastai_docs.times')
     assert [times.in_words(m) for m in (1, 33, 55, 80, 95, 130, 150)] == ['5 minutes', '35 minutes', 'an hour', '1½ hours', '1½ hours', '2 hours', '2½ hours']
     assert times.minutes(dict(cells=[dict(cell_type='markdown', source=['a b ', 'c d ']*100), dict(cell_type='code', source='#| hide\nx'), dict(cell_type='code', source='x\n\ny\n')])) == pytest.approx(2.2)

@@ -394,3 +394,35 @@ def test_a_downloaded_notebook_runs(downloads, tmp_path):
     path = shutil.copy(downloads['04a_statistics.html'], tmp_path)    # the quickest that computes
     done = subprocess.run([Path(sys.executable).with_name('jupyter-execute'), path], cwd=tmp_path, env=os.environ | dict(MINIFASTAI_DATASET='digits'), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# Code, in lines of at most 100 characters
+
+LONG_LINES = '''() => {
+  const blocks = [...document.querySelectorAll('article div.cell_input pre')];
+  blocks.forEach(pre => { pre.textContent = 'x'.repeat(100); });
+  const isWide = e => e.scrollWidth > e.clientWidth;
+  const scrolls = e => isWide(e) && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX);
+  return blocks.map(pre => {
+    const line = document.createRange(), around = [];
+    line.selectNodeContents(pre);
+    for (let e = pre.parentElement; e; e = e.parentElement) if (scrolls(e)) around.push(e.className);
+    return {wraps: line.getClientRects().length > 1, wide: isWide(pre), around};
+  });
+}'''
+
+def test_code_has_room_for_100_columns(browser, base):
+    "A wide window shows them without wrapping or scrolling; on a phone only their block scrolls"
+    scroll_bar = 17
+    with tab(browser, base) as (p, _):
+        for page in (f'{nb.stem}.html' for nb in notebooks):
+            p.goto(page)
+            p.evaluate(UNFOLD, True)
+            for width in (widths[0], widths[0] - scroll_bar, widths[1]):
+                p.set_viewport_size(dict(width=width, height=900))
+                on_a_phone = width == widths[1]
+                for code in p.evaluate(LONG_LINES):
+                    assert not code['wraps'], (page, width)
+                    assert code['wide'] == on_a_phone, (page, width)
+                    assert not code['around'], (page, width, code['around'])
+                assert not p.evaluate(OVERFLOW), (page, width)

@@ -1,0 +1,8 @@
+"The site's own Sphinx extension. Each module is one subject, and can be loaded by itself."
+
+MODULES = ('course', 'citations', 'pages', 'plain', 'reference')
+
+
+def setup(app):
+    for module in MODULES: app.setup_extension(f'{__name__}.{module}')
+    return dict(parallel_read_safe=True, parallel_write_safe=True)
