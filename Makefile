@@ -3,6 +3,8 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 TORCH ?= 2.13.0# or: latest
 ARGS  ?=
+# Tests run side by side, a process for each core, with one PyTorch thread in each
+JOBS  ?= auto
 PIP    = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # The first Python from 3.10 on that can make virtual environments
@@ -29,7 +31,7 @@ train: $(base)
 	$(BIN)/minifastai-train $(ARGS)
 
 test: $(base)-dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(base)-dev
 	$(BIN)/ruff check .
@@ -37,7 +39,7 @@ lint: $(base)-dev
 	$(BIN)/python -m pytest -q tests/test_sync.py -k notebooks
 
 size: $(BIN)/python
-	$(BIN)/python tests/size.py
+	$(BIN)/python tools/size.py
 
 site: $(base)-docs
 	rm -rf _site
@@ -54,8 +56,7 @@ bench: $(base)-bench
 	$(BIN)/python benchmarks/report.py $(ARGS)
 
 export: $(base)-dev
-	$(BIN)/nbdev-clean
-	$(BIN)/nbdev-export
+	$(BIN)/python tools/export.py
 
 clean:
 	rm -rf $(VENV) _site docs/_build _proc build dist *.egg-info
