@@ -1,8 +1,8 @@
 """How large the package is, against a budget: `make size`.
 
-A line of code has at least one token. Empty lines, comments and docstrings do not count, and neither
-does what nbdev writes: minifastai/_modidx.py and the lists called `__all__`. An f-string is one
-token, whatever the version of Python.
+A line of code has at least one token. Empty lines, comments and docstrings do not count, and
+neither does what nbdev writes: minifastai/_modidx.py and the lists called `__all__`. An f-string is
+one token, whatever the version of Python.
 """
 import ast
 import io
