@@ -1,8 +1,8 @@
 """How large the package is, against a budget: `make size`.
 
-A line of code has at least one token. Empty lines, comments and docstrings do not count, and neither
-does what nbdev writes: minifastai/_modidx.py and the lists called `__all__`. An f-string is one
-token, whatever the version of Python.
+A line of code has at least one token. Empty lines, comments and docstrings do not count, and
+neither does what nbdev writes: minifastai/_modidx.py and the lists called `__all__`. An f-string is
+one token, whatever the version of Python.
 """
 import ast
 import io
@@ -43,12 +43,14 @@ def skipped(tree: ast.Module) -> set[int]:
             nodes.append(node)
     return {row for node in nodes for row in range(node.lineno, node.end_lineno + 1)}
 
-def code_tokens(source: str) -> list[tokenize.TokenInfo]:
-    "The tokens that are code; of an f-string, its last one stands for all"
-    res, depth = [], 0
+def code_tokens(source: str) -> list[tuple[int, int]]:
+    "First and last row of each token that is code"
+    res, depth, start = [], 0, 0
     for tok in tokenize.generate_tokens(io.StringIO(source).readline):
+        if depth == 0: start = tok.start[0]
+        # from Python 3.12 on, an f-string comes in pieces
         depth += (tok.type == FSTRING_START) - (tok.type == FSTRING_END)
-        if depth == 0 and tok.type not in NO_CODE: res.append(tok)
+        if depth == 0 and tok.type not in NO_CODE: res.append((start, tok.end[0]))
     return res
 
 def functions(tree: ast.AST, prefix: str = ''):
@@ -63,8 +65,8 @@ def measure(name: str, source: str) -> Size:
     "The size of a module"
     tree = ast.parse(source)
     skip = skipped(tree)
-    tokens = [tok for tok in code_tokens(source) if tok.start[0] not in skip]
-    rows = {row for tok in tokens for row in range(tok.start[0], tok.end[0] + 1)}
+    tokens = [(first, last) for first, last in code_tokens(source) if first not in skip]
+    rows = {row for first, last in tokens for row in range(first, last + 1)}
     lengths = {'': 0}
     for function, node in functions(tree):
         lengths[function] = len(rows & set(range(node.lineno, node.end_lineno + 1)))
