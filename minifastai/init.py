@@ -85,8 +85,8 @@ def init_cnn(
 ):
     """Initialise every convolution by Kaiming's method; biases become 0.
 
-    The gain is that of the activation function before it (He and others 2015, arXiv
-    1502.01852)."""
+    The gain is that of the activation function before it
+    (He and others 2015, arXiv 1502.01852)."""
     # one activation function may be in several places
     modules = [l for _, l in m.named_modules(remove_duplicate=False)]
     gains = {_gain_of(l) for l in modules} - {None} or {math.sqrt(2)}
