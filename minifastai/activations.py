@@ -14,210 +14,330 @@ from .callbacks import Callback
 from .hooks import Hook, Hooks
 from .utils import check_count, first_tensor, listify
 
-# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #44157dcf
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #5ca08ef6
 def _plateau(mod) -> float:
-    "Where the activation function at the end of `mod` is flat"
+    "Where the activation function at the end of `mod` is flat."
     while isinstance(mod, nn.Sequential) and len(mod): mod = mod[-1]
     return getattr(mod, 'plateau', 0.)
 
-def _keep_stats(hook, mod, outp, step=None, bins=68, lo=-7., hi=10., plateau=None, tol=1e-3):
+def _stride(n:int, wanted:int=5_000) -> int:
+    """The step through `n` numbers that samples about `wanted` of them.
+
+    It has no divisor in common with `n`, so that every channel and pixel has its turn."""
+    steps = range(max(n//wanted, 1), n + 2)
+    return next(k for k in steps if math.gcd(k, n) == 1)
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #57a3765a
+def _begin_stats(hook, mod, bins, lo, hi, plateau):
+    "Give a hook that sees its first output what `_keep_stats` fills."
+    hook.stats = ([], [], [])   # means, standard deviations, histograms
+    hook.dead = []
+    hook.steps = []
+    hook.scales = []            # how many activations each one in a histogram stands for
+    hook.range = (bins, lo, hi)
+    hook.plateau = _plateau(mod) if plateau is None else plateau
+    hook.scratch = None         # memory of the output's size
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #44157dcf
+def _keep_stats(hook, mod, outp, *, step=None, bins=68, lo=-7., hi=10., plateau=None, tol=1e-3):
+    "Compute the statistics of one output; nothing here waits for the device."
     x = first_tensor(outp)
     if x is None or not x.numel(): return
-    x = x.detach()
-    if not hasattr(hook, 'stats'):
-        hook.stats, hook.dead, hook.steps, hook.scales, hook.range, hook.scratch = ([], [], []), [], [], [], (bins, lo, hi), None
-        hook.plateau = _plateau(mod) if plateau is None else plateau
-    x = x.reshape(-1).float()
-    n, (means, stds, hists) = len(x), hook.stats
+    if not hasattr(hook, 'stats'): _begin_stats(hook, mod, bins, lo, hi, plateau)
+    means, stds, hists = hook.stats
+    x = x.detach().reshape(-1).float()
+    n = len(x)
     means.append(x.mean())
-    d = hook.scratch if x.device.type == 'cpu' and hook.scratch is not None and len(hook.scratch) == n else torch.empty_like(x)
+
+    # on a CPU, getting so much memory anew takes longer than all the rest
+    on_cpu = x.device.type == 'cpu'
+    fits = on_cpu and hook.scratch is not None and len(hook.scratch) == n
+    d = hook.scratch if fits else torch.empty_like(x)
     torch.sub(x, means[-1], out=d)
-    stds.append((torch.dot(d, d)/max(n - 1, 1)).sqrt())   # half the time of x.std(), as exact
-    w, every = (hi-lo)/bins, next(k for k in range(max(n//5_000, 1), n + 2) if math.gcd(k, n) == 1)
-    sample = x[::every]
-    hists.append(sample.clamp(lo - w/2, hi + w/2).histc(bins + 2, lo - w, hi + w))   # a bin more on each side for what is out of range
+    # half the time of x.std(), and as exact
+    stds.append((torch.dot(d, d)/max(n - 1, 1)).sqrt())
+
+    sample = x[::_stride(n)]
     hook.scales.append(n/len(sample))
+    # one more bin on each side, for what is out of range
+    w = (hi-lo)/bins
+    hists.append(sample.clamp(lo - w/2, hi + w/2).histc(bins + 2, lo - w, hi + w))
+
     d = torch.sub(x, hook.plateau, out=d).abs_() if hook.plateau else torch.abs(x, out=d)
-    hook.dead.append(d.le_(tol).mean())   # in place: a tensor of bools takes four times as long to count
+    # in place: a tensor of bools takes four times as long to count
+    hook.dead.append(d.le_(tol).mean())
     hook.steps.append(len(hook.steps) if step is None else step)
-    if x.device.type == 'cpu': hook.scratch = d    # on a CPU, getting so much memory anew takes longer than all the rest
+    if on_cpu: hook.scratch = d
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #ecfe1d6e
 def append_stats(
-    hook:Hook,     # Gets the lists `stats`, of means, standard deviations and histograms, and `dead`, of shares
+    hook:Hook,     # Gets lists: `stats` of means, standard deviations and histograms, and `dead`
     mod:nn.Module, # The module
     inp,           # Its inputs
-    outp,          # Its output: a tensor, or a tuple, list or dictionary, whose first tensor counts; without one nothing is kept
-    bins:int=68,   # Bins of the histogram, two more not counted for what is below and above
+    outp,          # Its output: a tensor, or a structure whose first tensor counts
+    *,
+    bins:int=68,   # Bins of the histogram, besides two for what is below and above
     lo:float=-7.,  # Where the lowest bin begins
     hi:float=10.,  # Where the highest ends
-    plateau:float|None=None, # Where an activation counts as dead; by default the module's `plateau`, or its last layer's, else 0
-    tol:float=1e-3,          # How far from there it still counts
+    plateau:float|None=None, # Where an activation is dead; by default the activation function's
+    tol:float=1e-3,          # How far from there it still is
 ):
-    "For `Hook` and `Hooks`: keep statistics of each training batch, on the device they are on. `partial(append_stats, bins=...)` sets options"
-    if mod.training: _keep_stats(hook, mod, outp, None, bins, lo, hi, plateau, tol)
+    """Keep statistics of a training batch, on the device where it is; for `Hook` and `Hooks`.
 
+    The default plateau is the module's attribute `plateau`, or its last layer's, else 0. If the
+    output has no tensor, nothing is kept. `partial(append_stats, bins=...)` sets options."""
+    if not mod.training: return
+    _keep_stats(hook, mod, outp, bins=bins, lo=lo, hi=hi, plateau=plateau, tol=tol)
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #b3123229
 def get_hist(
     h:Hook, # Has seen training batches with `append_stats`
 ) -> Tensor: # (bins + 2, batches)
-    "The histograms as an image, as the logarithm of one plus the count, lowest values first"
+    """Make an image of a hook's histograms, the lowest values first.
+
+    Each number is the logarithm of one plus the count."""
     return (torch.stack(h.stats[2], 1).cpu()*torch.tensor(h.scales)).log1p()
 
 def get_min(
     h:Hook, # Has seen training batches with `append_stats`
 ) -> Tensor: # (batches,)
-    "The share of activations that are dead: within a tolerance of the activation function's plateau; NaN if some are not finite"
-    return torch.stack(h.dead).where(torch.stack(h.stats[0]).isfinite(), torch.nan).cpu()
+    """Return the fraction of dead activations in each batch.
+
+    Dead are those within a tolerance of the activation function's plateau. If some are not
+    finite, the fraction is NaN."""
+    finite = torch.stack(h.stats[0]).isfinite()
+    return torch.stack(h.dead).where(finite, torch.nan).cpu()
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #fc0b9618
+_BLUE = '#0072B2'
+_ORANGE = '#D55E00'
+_AMBER = '#E69F00'
+_LINES = ('-', '--', '-.', ':')
+
+def _with_stats(hooks) -> list[Hook]:
+    "The hooks that have seen something, of a `Hooks`, of an `ActivationStats` or of a list."
+    hooks = [hooks] if isinstance(hooks, Hook) else list(getattr(hooks, 'hooks', hooks))
+    # a layer need not be used, and a list of layers is never called itself
+    seen = [h for h in hooks if getattr(h, 'dead', None)]
+    if seen: return seen
+    names = ', '.join(h.name for h in hooks) or 'nothing'
+    raise ValueError("These hooks have no statistics: train the model with append_stats hooked, "
+                     f"or with an ActivationStats callback. Hooked: {names}")
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #c5beda3e
-def _seen(hooks):
-    "Those hooks of a `Hooks`, of an `ActivationStats` or of a list that have seen something"
-    hooks = [hooks] if isinstance(hooks, Hook) else list(getattr(hooks, 'hooks', hooks))
-    seen = [h for h in hooks if getattr(h, 'dead', None)]   # a layer need not be used, and a list of layers is never called itself
-    if not seen: raise ValueError(f"These hooks have no statistics: train the model with append_stats hooked, or with an ActivationStats callback. Hooked: {', '.join(h.name for h in hooks) or 'nothing'}")
-    return seen
-
-def _lines(ax, hooks, values, first, what):
+def _plot_lines(ax, hooks, values, first, what):
+    "Draw a line for each hook; `values(hook)` is a list with a number for each batch."
     from matplotlib import colormaps
     for i, h in enumerate(hooks):
-        ax.plot(h.steps[:first], torch.stack(values(h)[:first]).cpu(), color=colormaps['viridis'](i/max(len(hooks) - 1, 1)*0.8), ls=('-', '--', '-.', ':')[i % 4], lw=1.3, label=h.name)
+        color = colormaps['viridis'](i/max(len(hooks) - 1, 1)*0.8)
+        ys = torch.stack(values(h)[:first]).cpu()
+        ax.plot(h.steps[:first], ys, color=color, ls=_LINES[i % 4], lw=1.3, label=h.name)
     ax.set(xlabel='batch', ylabel=what)
 
 def plot_stats(
-    hooks,               # `Hooks` with `append_stats`, or an `ActivationStats`
+    hooks, # `Hooks` with `append_stats`, or an `ActivationStats`
+    *,
     first:int|None=None, # Only so many batches from the beginning
 ): # The two axes
-    "Draw means and standard deviations of each layer's activations over the training batches"
+    "Draw means and standard deviations of each layer's activations over the training batches."
     import matplotlib.pyplot as plt
-    hooks = _seen(hooks)
+    hooks = _with_stats(hooks)
     fig, axs = plt.subplots(1, 2, figsize=(10, 3.2), layout='constrained')
-    _lines(axs[0], hooks, lambda h: h.stats[0], first, 'mean'); _lines(axs[1], hooks, lambda h: h.stats[1], first, 'standard deviation')
-    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside right center', fontsize=8, ncols=1 + len(hooks)//16)
+    _plot_lines(axs[0], hooks, lambda h: h.stats[0], first, 'mean')
+    _plot_lines(axs[1], hooks, lambda h: h.stats[1], first, 'standard deviation')
+    handles, labels = axs[0].get_legend_handles_labels()
+    columns = 1 + len(hooks)//16
+    fig.legend(handles, labels, loc='outside right center', fontsize=8, ncols=columns)
     return axs
 
-# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #5d0f0747
-def _hist(ax, h, image, ylim, top=None):
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #36507f88
+def _draw_hist(ax, h, image, ylim, top=None):
+    "Draw `image`, a hook's histograms, in one panel; `top` is the brightest count."
     bins, lo, hi = h.range
     w = (hi-lo)/bins
-    image = ax.imshow(image, vmin=0, vmax=top, origin='lower', aspect='auto', cmap='viridis', interpolation='nearest', extent=(h.steps[0], h.steps[-1] + 1, lo - w, hi + w))
+    extent = (h.steps[0], h.steps[-1] + 1, lo - w, hi + w)
+    drawn = ax.imshow(image, vmin=0, vmax=top, extent=extent, origin='lower', aspect='auto',
+                      cmap='viridis', interpolation='nearest')
     for edge in (lo, hi): ax.axhline(edge, color='white', lw=0.5, ls=':')
     ax.set(xlabel='batch', ylabel='activation', ylim=ylim)
-    return image
+    return drawn
 
-def _reach(hooks):
-    "From the lowest to the highest bin that has ever held anything"
-    lows, highs = [], []
-    for h in hooks:
-        bins, lo, hi = h.range
-        held = torch.stack(h.stats[2], 1).amax(1).nonzero()[:, 0].tolist() or [0, bins + 1]
-        lows.append(lo + (held[0]-1)*(hi-lo)/bins); highs.append(lo + held[-1]*(hi-lo)/bins)
-    return min(lows), max(highs)
-
-def _dead(ax, h):
-    ax.plot(h.steps, get_min(h), color='#D55E00'); ax.fill_between(h.steps, get_min(h), color='#D55E00', alpha=0.2)
+def _draw_dead(ax, h):
+    "Draw the fraction of dead activations in one panel."
+    ax.plot(h.steps, get_min(h), color=_ORANGE)
+    ax.fill_between(h.steps, get_min(h), color=_ORANGE, alpha=0.2)
     ax.set(ylim=(0, 1), xlabel='batch', ylabel='share dead')
 
-def _grid(hooks, height):
+def _panels(hooks, height):
+    "Make a figure with a panel for each hook, four in a row."
     import matplotlib.pyplot as plt
     cols = min(len(hooks), 4)
     rows = -(-len(hooks)//cols)
-    fig, axs = plt.subplots(rows, cols, figsize=(max(2.7*cols, 4), height*rows), sharex=True, sharey=True, squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(rows, cols, figsize=(max(2.7*cols, 4), height*rows), sharex=True,
+                            sharey=True, squeeze=False, layout='constrained')
     for ax in axs.flat[len(hooks):]: ax.remove()
     for ax, h in zip(axs.flat, hooks): ax.set_title(h.name, fontsize=9)
     return fig, axs.flatten()[:len(hooks)]
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #5d0f0747
+def _reach(hooks) -> tuple[float, float]:
+    "From the lowest to the highest bin that has ever held anything, in any of the hooks."
+    lows, highs = [], []
+    for h in hooks:
+        bins, lo, hi = h.range
+        w = (hi-lo)/bins
+        most = torch.stack(h.stats[2], 1).amax(1)
+        held = most.nonzero()[:, 0].tolist() or [0, bins + 1]
+        lows.append(lo + (held[0]-1)*w)   # bin 0 lies below `lo`
+        highs.append(lo + held[-1]*w)
+    return min(lows), max(highs)
+
 def plot_hists(
     hooks, # `Hooks` with `append_stats`, or an `ActivationStats`
 ): # The axes, one for each layer
-    "Draw each layer's histogram over the training batches: brighter means more, on a logarithmic scale; beyond the dotted lines all that is out of range"
-    hooks = _seen(hooks)
-    fig, axs = _grid(hooks, 2.4)
-    images, ylim = [get_hist(h) for h in hooks], _reach(hooks)
-    top = max(image.max().item() for image in images)   # one scale for all, as there is one colour bar
-    for ax, h, image in zip(axs, hooks, images): drawn = _hist(ax, h, image, ylim, top); ax.label_outer()
+    """Draw each layer's histogram over the training batches.
+
+    Brighter means more, on a logarithmic scale. Beyond the dotted lines is all that is out of
+    range."""
+    hooks = _with_stats(hooks)
+    fig, axs = _panels(hooks, 2.4)
+    images = [get_hist(h) for h in hooks]
+    ylim = _reach(hooks)
+    top = max(image.max().item() for image in images)   # one colour bar, so one scale
+    for ax, h, image in zip(axs, hooks, images):
+        drawn = _draw_hist(ax, h, image, ylim, top)
+        ax.label_outer()
     fig.colorbar(drawn, ax=axs.tolist(), label='log(1 + count)')
     return axs
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #b4192ad6
 def plot_dead(
     hooks, # `Hooks` with `append_stats`, or an `ActivationStats`
 ): # The axes, one for each layer
-    "Draw the share of dead activations of each layer over the training batches"
-    hooks = _seen(hooks)
-    fig, axs = _grid(hooks, 2.)
-    for ax, h in zip(axs, hooks): _dead(ax, h); ax.label_outer()
+    "Draw the fraction of dead activations of each layer over the training batches."
+    hooks = _with_stats(hooks)
+    fig, axs = _panels(hooks, 2.)
+    for ax, h in zip(axs, hooks):
+        _draw_dead(ax, h)
+        ax.label_outer()
     return axs
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #abffbb2a
+def _draw_row(row, h):
+    "Draw everything about one hook in three panels."
+    row[0].plot(h.steps, torch.stack(h.stats[0]).cpu(), '-', color=_BLUE, label='mean')
+    row[0].plot(h.steps, torch.stack(h.stats[1]).cpu(), '--', color=_AMBER, label='std')
+    _draw_hist(row[1], h, get_hist(h), _reach([h]))
+    _draw_dead(row[2], h)
+    for ax in row: ax.set(xlabel='', ylabel='')
+    name = h.name if len(h.name) < 20 else h.name.replace(' ', '\n')
+    row[0].set_ylabel(name, fontsize=8)
 
 def plot_activations(
     hooks, # `Hooks` with `append_stats`, or an `ActivationStats`
 ): # The axes, a row for each layer
-    "Draw everything about each layer in a row: mean and standard deviation, histogram, share of dead activations"
+    """Draw everything about each layer in a row.
+
+    That is its mean and standard deviation, its histogram, and the fraction of dead activations."""
     import matplotlib.pyplot as plt
-    hooks = _seen(hooks)
-    fig, axs = plt.subplots(len(hooks), 3, figsize=(10, 1.5*len(hooks) + 0.6), sharex=True, squeeze=False, layout='constrained')
-    for row, h in zip(axs, hooks):
-        for values, color, ls, label in ((h.stats[0], '#0072B2', '-', 'mean'), (h.stats[1], '#E69F00', '--', 'std')): row[0].plot(h.steps, torch.stack(values).cpu(), color=color, ls=ls, label=label)
-        _hist(row[1], h, get_hist(h), _reach([h])); _dead(row[2], h)
-        row[0].set_ylabel(h.name if len(h.name) < 20 else h.name.replace(' ', '\n'), fontsize=8)
-        for ax in row: ax.set(xlabel='', ylabel=ax.get_ylabel() if ax is row[0] else '')
+    hooks = _with_stats(hooks)
+    fig, axs = plt.subplots(len(hooks), 3, figsize=(10, 1.5*len(hooks) + 0.6), sharex=True,
+                            squeeze=False, layout='constrained')
+    for row, h in zip(axs, hooks): _draw_row(row, h)
     for ax in axs[-1]: ax.set_xlabel('batch')
     axs[0, 0].legend(fontsize=8)
-    for ax, title in zip(axs[0], ('mean and standard deviation', 'histogram (log)', 'share dead')): ax.set_title(title, fontsize=10)
+    titles = ('mean and standard deviation', 'histogram (log)', 'share dead')
+    for ax, title in zip(axs[0], titles): ax.set_title(title, fontsize=10)
     return axs
 
-# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #a5d67f00
-def _parts(model, path='') -> dict[str, nn.Module]:
-    "A module's children by name, and those of lists of modules instead of the lists, which are never called themselves"
-    parts = {}
-    for n, m in model.named_children(): parts |= _parts(m, f'{path}{n}.') if isinstance(m, (nn.ModuleList, nn.ModuleDict)) else {path + n: m}
-    return parts
-
-def _find_modules(model, layers) -> dict[str, nn.Module]:
-    "The modules of `model` that `layers` chooses, by name"
-    if layers is None:
-        inside = {'': model}
-        while len(inside) == 1:   # through wrappers
-            (name, only), = inside.items()
-            deeper = _parts(only, f'{name}.' if name else '')
-            if not deeper: break
-            inside = deeper
-        return inside
-    every = dict(model.named_modules())
-    if isinstance(layers, str): found = {n: m for n, m in every.items() if fnmatch.fnmatchcase(n, layers)}
-    elif isinstance(layers, type) or (isinstance(layers, (tuple, list)) and layers and all(isinstance(o, type) for o in layers)):
-        found = {n: m for n, m in every.items() if isinstance(m, tuple(listify(layers)))}
-    elif callable(layers) and not isinstance(layers, nn.Module): found = {n: m for n, m in every.items() if layers(n, m)}
-    else:
-        names, chosen = {id(m): n for n, m in every.items()}, [layers] if isinstance(layers, nn.Module) else listify(layers)
-        for m in chosen:
-            if id(m) not in names: raise ValueError(f"ActivationStats: this is not a layer of the model: {m!r:.60}")
-        found = {names[id(m)]: m for m in chosen}
-    if not found: raise ValueError(f"ActivationStats: no layer of the model fits {layers!r}; it has {', '.join(n for n in list(every)[1:9])}{', ...' if len(every) > 9 else ''}")
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #002c6802
+def _children_by_name(model, path='') -> dict[str, nn.Module]:
+    "A module's children; for a list of modules, which is never called itself, its members."
+    found = {}
+    for n, m in model.named_children():
+        if isinstance(m, (nn.ModuleList, nn.ModuleDict)):
+            found |= _children_by_name(m, f'{path}{n}.')
+        else: found[path + n] = m
     return found
 
+def _default_modules(model) -> dict[str, nn.Module]:
+    "The children of `model`, or of what it wraps."
+    found = {'': model}
+    while len(found) == 1:
+        (name, only), = found.items()
+        inside = _children_by_name(only, f'{name}.' if name else '')
+        if not inside: break
+        found = inside
+    return found
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #99039f24
+def _are_classes(layers) -> bool:
+    if isinstance(layers, type): return True
+    if not isinstance(layers, (tuple, list)) or not layers: return False
+    return all(isinstance(o, type) for o in layers)
+
+def _listed_modules(named, layers) -> dict[str, nn.Module]:
+    "The modules of the list `layers`, by their names in the model."
+    names = {id(m): n for n, m in named.items()}
+    listed = [layers] if isinstance(layers, nn.Module) else listify(layers)
+    for m in listed:
+        if id(m) in names: continue
+        raise ValueError(f"ActivationStats: this is not a layer of the model: {m!r:.60}")
+    return {names[id(m)]: m for m in listed}
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #a5d67f00
+def _find_modules(model, layers) -> dict[str, nn.Module]:
+    "The modules of `model` that `layers` chooses, by name."
+    if layers is None: return _default_modules(model)
+    named = dict(model.named_modules())
+    if isinstance(layers, str):
+        found = {n: m for n, m in named.items() if fnmatch.fnmatchcase(n, layers)}
+    elif _are_classes(layers):
+        found = {n: m for n, m in named.items() if isinstance(m, tuple(listify(layers)))}
+    elif callable(layers) and not isinstance(layers, nn.Module):
+        found = {n: m for n, m in named.items() if layers(n, m)}
+    else: found = _listed_modules(named, layers)
+    if found: return found
+    some = ', '.join(list(named)[1:9])
+    more = ', ...' if len(named) > 9 else ''
+    raise ValueError(f"ActivationStats: no layer of the model fits {layers!r}; "
+                     f"it has {some}{more}")
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #4760d7b7
 class ActivationStats(Callback):
-    "Keeps statistics of what layers give out in training batches, for the figures `plot_activations`, `plot_stats`, `plot_hists` and `plot_dead`; its hooks are gone after the fit. Of a layer that is called several times in a batch, the first call counts"
+    """Keeps statistics of layers' outputs in training batches, for the figures of this module.
+
+    `layers` may be a class or several, a pattern of names such as `'*.relu'`, a function of name
+    and module, or a list of modules. The hooks are gone after the fit. If a layer is called
+    several times in a batch, the first call counts."""
     def __init__(self,
-        layers=None, # Which layers: by default the model's children; a class or several, a pattern of names such as `'*.relu'`, a function of name and module, or modules
+        layers=None, # Which layers, see above; by default the model's children
+        *,
         every:int=1, # Look at every n-th training batch
         **kwargs,    # Options of `append_stats`: `bins`, `lo`, `hi`, `plateau`, `tol`
     ):
         options = ('bins', 'lo', 'hi', 'plateau', 'tol')
-        unknown = [k for k in kwargs if k not in options]
-        if unknown: raise TypeError(f"ActivationStats has no option {', '.join(map(repr, unknown))}; it has layers, every, {', '.join(options)}")
+        unknown = ', '.join(repr(k) for k in kwargs if k not in options)
+        if unknown:
+            raise TypeError(f"ActivationStats has no option {unknown}; "
+                            f"it has layers, every, {', '.join(options)}")
         check_count("ActivationStats: bins, of a histogram,", kwargs.get('bins', 1))
-        self.layers, self.every = layers, check_count("ActivationStats: every", every)
-        self.kwargs, self.hooks = kwargs, []
+        self.layers = layers
+        self.every = check_count("ActivationStats: every", every)
+        self.kwargs = kwargs
+        self.hooks = []
 
     def begin_fit(self): self.hooks = Hooks(_find_modules(self.model, self.layers), self._keep)
 
     def _keep(self, hook, mod, inp, outp):
         step = self.n_iter
-        if not self.in_train or step % self.every or getattr(hook, 'steps', [None])[-1] == step: return   # of several calls in a batch the first
-        _keep_stats(hook, mod, outp, step, **self.kwargs)
+        if not self.in_train or step % self.every: return
+        if getattr(hook, 'steps', [None])[-1] == step: return   # not its first call in this batch
+        _keep_stats(hook, mod, outp, step=step, **self.kwargs)
 
     def after_fit(self):
         if isinstance(self.hooks, Hooks): self.hooks.remove()
 
     def plot(self): # The axes, a row for each layer
-        "Draw everything: the same as `plot_activations`"
+        "Draw everything, as `plot_activations` does."
         return plot_activations(self)

@@ -8,7 +8,7 @@ __all__ = ['Lambda', 'flatten', 'mnist_resize', 'conv2d', 'BatchTransformXCallba
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #cbb6c4a1
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
@@ -17,34 +17,48 @@ from .data import DataBunch
 from .callbacks import Callback
 from .learner import Learner, Runner
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #2814a40a
+# for the module only: this page defines CudaCallback itself, in the section of that name
+from .device import CudaCallback
+
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #fc16258d
 class Lambda(nn.Module):
-    "A layer that calls a function"
+    "A layer that calls a function."
     def __init__(self,
         func:Callable, # Called with the layer's input
     ):
         super().__init__()
-        if not callable(func): raise TypeError(f"Lambda takes a function, not {type(func).__name__}")
+        if not callable(func):
+            raise TypeError(f"Lambda takes a function, not {type(func).__name__}")
         self.func = func
 
     def forward(self, x): return self.func(x)
     def extra_repr(self): return getattr(self.func, '__name__', repr(self.func))
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #ddb7e203
 def flatten(
     x:Tensor, # (N, ...)
 ) -> Tensor: # (N, D)
-    "One row for each item"
+    "Make one row of each item."
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
-def _view(size, x):
-    if math.prod(x.shape[1:]) != math.prod(size): raise ValueError(f"A batch {tuple(x.shape)} has {math.prod(x.shape[1:])} numbers for each item, and cannot be seen as (N, {', '.join(map(str, size))}), which has {math.prod(size)}")
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #d511fa41
+def _reshape_items(size, x):
+    "Give each item of a batch the shape `size`."
+    here, wanted = math.prod(x.shape[1:]), math.prod(size)
+    if here != wanted:
+        shape = ', '.join(map(str, size))
+        raise ValueError(f"A batch {tuple(x.shape)} has {here} numbers for each item, and cannot "
+                         f"be seen as (N, {shape}), which has {wanted}")
     return x.reshape(len(x), *size)
 
 def mnist_resize(
     x:Tensor, # (N, 784)
 ) -> Tensor: # (N, 1, 28, 28)
-    "See rows as images of MNIST's size; a `ValueError` if they are not"
-    return _view((1, 28, 28), x)
+    """Reshape rows of pixels to images of MNIST's size.
+
+    A `ValueError` says so if the rows have another length."""
+    return _reshape_items((1, 28, 28), x)
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #6f345635
 def conv2d(
@@ -52,84 +66,128 @@ def conv2d(
     nf:int,       # Channels out
     ks:int=3,     # Height and width of the window, in pixels
     stride:int=2, # How many pixels the window moves at a time
-) -> nn.Sequential: # From (N, ni, H, W) to (N, nf, H/stride, W/stride), rounded up, for an odd `ks`
-    "A convolution and a ReLU"
+) -> nn.Sequential: # From (N, ni, H, W) to (N, nf, H/stride, W/stride)
+    """Make a convolution and a ReLU.
+
+    For an odd `ks`, the output's height and width are the input's divided by `stride`, rounded
+    up."""
     return nn.Sequential(nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride), nn.ReLU())
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #c298eaa9
 class BatchTransformXCallback(Callback):
-    "Replaces the inputs of each batch by a function of them, in training and in validation"
-    _order = 2
+    "Replaces the inputs of each batch by a function of them, in training and in validation."
+    _order = CudaCallback._order + 2
     def __init__(self,
         tfm:Callable, # Called with the inputs (N, ...); returns the new ones
     ):
-        if not callable(tfm): raise TypeError(f"BatchTransformXCallback takes a function of a batch, not {type(tfm).__name__}")
+        if not callable(tfm):
+            raise TypeError("BatchTransformXCallback takes a function of a batch, "
+                            f"not {type(tfm).__name__}")
         self.tfm = tfm
 
     def begin_batch(self): self.run.xb = self.tfm(self.xb)
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #74023a84
 def view_tfm(
     *size:int, # The new shape of each item
-) -> Callable: # A function of a batch (N, ...) that returns it as (N, *size), or raises a `ValueError` that names both shapes
-    "A function that gives each item of a batch another shape"
-    if not size or not all(isinstance(n, int) and n > 0 for n in size): raise ValueError(f"view_tfm takes the new shape of an item, such as view_tfm(1, 28, 28), not {size}")
-    return partial(_view, size)
+) -> Callable: # A function from (N, ...) to (N, *size)
+    """Make a function that gives each item of a batch another shape.
+
+    If the numbers of an item don't fit, that function raises a `ValueError` that names both
+    shapes."""
+    if not size or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError("view_tfm takes the new shape of an item, such as view_tfm(1, 28, 28), "
+                         f"not {size}")
+    return partial(_reshape_items, size)
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #68f8802f
-def _channels(data) -> int:
-    "The number of channels of the data's images: (C, H, W) has C, a row of pixels 1"
+_SAY_CHANNELS = "pass n_in=1 for grey images, n_in=3 for colours"
+
+def _first_image(data):
+    "The first item of the training set, or of the first batch if that is all there is."
     dl = data.train_dl
-    try: x = dl.dataset[0][0] if hasattr(getattr(dl, 'dataset', None), '__getitem__') else dl[0][0][0]
-    except (TypeError, KeyError, IndexError, AttributeError, NotImplementedError): raise ValueError("The data do not say how many channels the images have: pass n_in=1 for grey images, n_in=3 for colours") from None
-    shape:Sequence[int] = getattr(x, 'shape', ())
-    if len(shape) not in (1, 3) or (len(shape) == 3 and shape[2] < 5 <= shape[0]):
-        raise ValueError(f"An item of the data is of shape {tuple(shape)}, neither (C, H, W) nor a row of pixels: pass n_in=1 for grey images, n_in=3 for colours")
+    if hasattr(getattr(dl, 'dataset', None), '__getitem__'): return dl.dataset[0][0]
+    return dl[0][0][0]
+
+def _image_channels(data) -> int:
+    "Read off the data how many channels the images have: (C, H, W) has C, a row of pixels 1."
+    try: image = _first_image(data)
+    except (TypeError, KeyError, IndexError, AttributeError, NotImplementedError):
+        raise ValueError("The data do not say how many channels the images have: "
+                         f"{_SAY_CHANNELS}") from None
+    shape:Sequence[int] = getattr(image, 'shape', ())
+    channels_last = len(shape) == 3 and shape[2] < 5 <= shape[0]
+    if len(shape) not in (1, 3) or channels_last:
+        raise ValueError(f"An item of the data is of shape {tuple(shape)}, neither (C, H, W) "
+                         f"nor a row of pixels: {_SAY_CHANNELS}")
     return shape[0] if len(shape) == 3 else 1
 
-def _check_images(c, model, args):
-    "Before the model's forward: are these images with `c` channels?"
-    if args and isinstance(args[0], Tensor) and (args[0].dim() != 4 or args[0].shape[1] != c):
-        raise ValueError(f"This network takes images of shape (N, {c}, H, W), but was given {tuple(args[0].shape)}. To give rows of pixels their shape back: BatchTransformXCallback(view_tfm({c}, H, W))")
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #4178e788
+def _check_channels(n_in, nfs) -> list[int]:
+    "Return all channel counts as ints, those of the images first, or say what is wrong with them."
+    nfs = listify(nfs)
+    try: counts = [check_count("nfs: a number of channels", n) for n in nfs]
+    except ValueError: counts = []
+    if not counts:
+        raise ValueError("nfs has to be a list of channel counts, such as [8, 16, 32, 32], "
+                         f"not {nfs}")
+    images = "n_in, the images' number of channels, 1 for grey and 3 for colours,"
+    return [check_count(images, n_in), *counts]
 
 def get_cnn_layers(
     data:DataBunch,        # Has the number of classes, `c`, and the images
     nfs:Sequence[int],     # Channels of each convolution
-    layer:Callable=conv2d, # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`
+    layer:Callable=conv2d, # Makes a layer: `layer(channels_in, channels_out, ks, **kwargs)`
+    *,
     n_in:int|None=None,    # Channels of the images; by default read off the data
     **kwargs,              # More arguments for `layer`
 ) -> list[nn.Module]: # The convolutions, an average over pixels, and a linear layer
-    "The layers of a convolutional network for images (N, n_in, H, W) of any size"
-    if not isinstance(data.c, int) or data.c < 1: raise ValueError(f"The data's number of classes is {data.c!r}: make them with DataBunch(train_dl, valid_dl, c=10), say")
-    nfs, n_in = listify(nfs), _channels(data) if n_in is None else n_in
-    if not nfs: raise ValueError("nfs has to be a list of channel counts, such as [8, 16, 32, 32]")
-    nfs = [check_count("n_in, the number of the images' channels,", n_in),
-           *(check_count("nfs, such as [8, 16, 32, 32]: a number of channels", n) for n in nfs)]
-    convs = [layer(nfs[i], nfs[i+1], 5 if i == 0 else 3, **kwargs) for i in range(len(nfs) - 1)]
+    "Make the layers of a convolutional network for images (N, n_in, H, W) of any size."
+    if not isinstance(data.c, int) or data.c < 1:
+        raise ValueError(f"The data's number of classes is {data.c!r}: "
+                         "make them with DataBunch(train_dl, valid_dl, c=10), say")
+    nfs = _check_channels(_image_channels(data) if n_in is None else n_in, nfs)
+    sizes = [5] + [3]*(len(nfs) - 2)
+    convs = [layer(ni, nf, ks, **kwargs) for ni, nf, ks in zip(nfs, nfs[1:], sizes)]
     return [*convs, nn.AdaptiveAvgPool2d(1), Lambda(flatten), nn.Linear(nfs[-1], data.c)]
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #49703a97
+def _check_images(c, model, args):
+    "Before the model's forward: are these images with `c` channels?"
+    if not args or not isinstance(args[0], Tensor): return
+    shape = tuple(args[0].shape)
+    if len(shape) == 4 and shape[1] == c: return
+    raise ValueError(f"This network takes images of shape (N, {c}, H, W), but was given {shape}. "
+                     "To give rows of pixels their shape back: "
+                     f"BatchTransformXCallback(view_tfm({c}, H, W))")
 
 def get_cnn_model(
     data:DataBunch,        # Has the number of classes, `c`, and the images
     nfs:Sequence[int],     # Channels of each convolution
-    layer:Callable=conv2d, # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`
+    layer:Callable=conv2d, # Makes a layer: `layer(channels_in, channels_out, ks, **kwargs)`
+    *,
     n_in:int|None=None,    # Channels of the images; by default read off the data
     **kwargs,              # More arguments for `layer`
 ) -> nn.Sequential: # From (N, n_in, H, W) to (N, c)
-    "A convolutional network that says so if it is given anything but images"
-    n_in = _channels(data) if n_in is None else n_in
-    model = nn.Sequential(*get_cnn_layers(data, nfs, layer, n_in, **kwargs))
+    "Make a convolutional network that says so if it is given anything but images."
+    n_in = _image_channels(data) if n_in is None else n_in
+    model = nn.Sequential(*get_cnn_layers(data, nfs, layer, n_in=n_in, **kwargs))
     model.register_forward_pre_hook(partial(_check_images, n_in))
     return model
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #c4c26fe3
 def get_runner(
-    model:nn.Module,                # What to train
-    data:DataBunch,                 # Training and validation batches
-    lr:float=0.6,                   # Learning rate
-    cbs=None,                       # Callbacks, or functions that make one, such as their classes; one or several
-    opt_func:Callable|None=None,    # Makes the optimizer, called as `opt_func(parameters, lr=lr)`; by default `optim.SGD`
+    model:nn.Module, # What to train
+    data:DataBunch,  # Training and validation batches
+    lr:float=0.6,    # Learning rate
+    cbs:Callback|Callable|Iterable|None=None, # Callbacks, or functions that make them
+    opt_func:Callable|None=None, # Makes the optimizer: `opt_func(params, lr=lr)`; by default SGD
     loss_func:Callable=F.cross_entropy, # Called as `loss_func(pred, yb)`
 ) -> tuple[Learner, Runner]: # A learner and a runner: `run.fit(epochs, learn)`
-    "Everything that is needed to train `model`"
-    opt = (optim.SGD if opt_func is None else opt_func)(model.parameters(), lr=lr)
+    "Make everything that is needed to train `model`."
+    make_opt = optim.SGD if opt_func is None else opt_func
+    learn = Learner(model, make_opt(model.parameters(), lr=lr), loss_func, data)
     cbs = listify(cbs)
     made = [cb for cb in cbs if isinstance(cb, Callback)]
-    return Learner(model, opt, loss_func, data), Runner(made, [cb for cb in cbs if not isinstance(cb, Callback)])
+    to_make = [cb for cb in cbs if not isinstance(cb, Callback)]
+    return learn, Runner(made, to_make)

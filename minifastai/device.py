@@ -10,26 +10,41 @@ import torch
 from .callbacks import Callback
 from .utils import map_tensors
 
-# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #765af871
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #ffcc9124
 def default_device() -> torch.device: # The device
-    "The fastest kind of device that PyTorch sees here: cuda, else mps, else cpu"
-    return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+    "Find the fastest kind of device that PyTorch sees here: cuda, else mps, else cpu."
+    if torch.cuda.is_available(): return torch.device('cuda')
+    if torch.backends.mps.is_available(): return torch.device('mps')
+    return torch.device('cpu')
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #765af871
 class CudaCallback(Callback):
-    "Trains on a GPU: moves the model at the beginning, and each batch; where there is no GPU, it changes nothing"
+    """Trains on a GPU: moves the model at the beginning of a fit, and each batch.
+
+    Where there is no GPU, it changes nothing."""
     def __init__(self,
-        device:str|torch.device|None=None, # Such as `'cuda:1'`, `'mps'` or `'cpu'`; by default the fastest that is there
+        device:str|torch.device|None=None, # Such as 'cuda:1', 'mps', 'cpu'; by default the fastest
     ):
         try:
             self.device = default_device() if device is None else torch.device(device)
-            if torch.empty(0, device=self.device).is_meta: raise RuntimeError('it computes nothing')
-        except (RuntimeError, AssertionError) as e: raise ValueError(f"CudaCallback: PyTorch cannot use the device '{device}' here ({str(e).splitlines()[0]}); without an argument it takes {default_device()}") from e
+            # PyTorch also has a device 'meta', where tensors have a shape and no numbers
+            is_meta = torch.empty(0, device=self.device).is_meta
+            if is_meta: raise RuntimeError('it computes nothing')
+        except (RuntimeError, AssertionError) as e:
+            reason = str(e).splitlines()[0]
+            raise ValueError(
+                f"CudaCallback: PyTorch cannot use the device '{device}' here ({reason}); "
+                f"without an argument it takes {default_device()}") from e
 
     def begin_fit(self):
         self.model.to(self.device)
-        if getattr(self.opt, 'state', None): self.opt.load_state_dict(self.opt.state_dict())   # PyTorch puts each part where its parameter is
+        if not getattr(self.opt, 'state', None): return
+        # PyTorch puts each part of the state on the device of its parameter
+        self.opt.load_state_dict(self.opt.state_dict())
 
-    def begin_batch(self): self.run.xb, self.run.yb = map_tensors(self._move, self.xb), map_tensors(self._move, self.yb)
+    def begin_batch(self):
+        self.run.xb = map_tensors(self._move, self.xb)
+        self.run.yb = map_tensors(self._move, self.yb)
 
     def _move(self, t):
         # from pinned memory the copy runs beside the program, otherwise it is an ordinary one

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['listify', 'camel2snake', 'check_count', 'did_you_mean', 'describe', 'map_tensors',
            'detached', 'first_tensor', 'batch_size', 'n_batches', 'stacked', 'rng_state',
-           'set_rng_state', 'loader_generators', 'device_of', 'n_params', 'kept_modes', 'to_plain',
+           'set_rng_state', 'loader_generators', 'n_params', 'device_of', 'kept_modes', 'to_plain',
            'plain_attrs']
 
 # %% ../nbs/modules/00-utils.ipynb #243677bb
@@ -164,15 +164,7 @@ def loader_generators(
             if isinstance(g, torch.Generator) and not any(g is f for f in found): found.append(g)
     return found
 
-# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #8060e3a2
-def device_of(
-    model, # A module; or any other function
-    default='cpu', # The device of a model without parameters
-): # The device of its first parameter
-    "Find the device on which a model computes."
-    params = model.parameters() if isinstance(model, nn.Module) else ()
-    return next((p.device for p in params), torch.device(default))
-
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #d0f5f7ed
 def n_params(
     model:nn.Module, # Any module
     *,
@@ -181,6 +173,17 @@ def n_params(
     "Count the numbers in a module's parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #8060e3a2
+def device_of(
+    model, # A module; or any other function
+    default='cpu', # The device of a model without parameters and buffers
+): # The device of its first parameter, or of its first buffer
+    "Find the device on which a model computes."
+    if not isinstance(model, nn.Module): return torch.device(default)
+    tensors = (*model.parameters(), *model.buffers())
+    return next((t.device for t in tensors), torch.device(default))
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #469cabaf
 @contextmanager
 def kept_modes(
     model:nn.Module, # Any module
