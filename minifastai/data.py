@@ -17,7 +17,7 @@ from .utils import check_count
 # %% ../nbs/00_data.ipynb #a5d1e2f7
 def _as_images(x:Tensor) -> Tensor:
     "View flat or one-channel images as (N, H, W), on the CPU."
-    shape = x.shape[-2:]
+    shape = tuple(x.shape[-2:])
     if x.ndim == 2:
         side = math.isqrt(x.shape[1])
         if side*side != x.shape[1]:
@@ -204,6 +204,7 @@ def _bad_items_of_subset(ds:Subset, c:int|None) -> Iterator[tuple[int, str, str]
         if position is None: position = {int(index): n for n, index in enumerate(ds.indices)}
         if i in position: yield position[i], name, fault
 
+# %% ../nbs/00_data.ipynb #a12c6210
 def _bad_rows(x, y, c:int|None) -> Iterator[tuple[int, str, str]]:
     "Find those of inputs (N, ...) and targets (N, ...), if these are tensors or arrays."
     for name, t in (('input', x), ('target', y)):

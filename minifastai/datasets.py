@@ -23,8 +23,8 @@ def parse_idx(
 ) -> Tensor: # One array, of the type and shape that the header gives
     "Read one array in the idx format, or raise a `ValueError` that says what doesn't fit."
     if len(content) < 4 or content[:2] != b'\0\0' or content[2] not in _IDX_TYPES:
-        start = content[:4].hex(' ') or 'nothing'
-        raise ValueError(f"{source}: not an idx file: it starts with {start}, "
+        begin = content[:4].hex(' ') or 'nothing'
+        raise ValueError(f"{source}: not an idx file: it starts with {begin}, "
                          "not with 00 00, a type and a number of dimensions")
     dtype = np.dtype(_IDX_TYPES[content[2]])
     ndim = content[3]
@@ -110,7 +110,7 @@ def find_mnist(
     A folder with only one of the two is a `FileNotFoundError`, which names the missing file."""
     return _find(_TRAIN_FILES, path)
 
-# %% ../nbs/00_data.ipynb #aed12385
+# %% ../nbs/00_data.ipynb #b1ee1e77
 _MIRRORS = ('https://ossci-datasets.s3.amazonaws.com/mnist/',
             'https://storage.googleapis.com/cvdf-datasets/mnist/')
 
@@ -119,6 +119,7 @@ def _reason(e:Exception, tmp:str) -> str:
     said = str(e).split('Caused by ')[-1].replace(tmp + os.sep, '')
     return f"{type(e).__name__}: {said[:160]}"
 
+# %% ../nbs/00_data.ipynb #aed12385
 def _download_file(name:str, folder:Path, mirrors):
     "Download one of MNIST's files from the first of `mirrors` that has it, checked."
     import pooch
