@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
            'camel2snake', 'listify', 'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
-           'BatchSampler', 'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to',
+           'IndexBatches', 'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to',
            'show_images', 'Callback', 'CancelBatchException', 'CancelEpochException',
            'CancelException', 'CancelTrainException', 'EVENTS', 'create_learner', 'get_model',
            'Learner', 'Runner', 'TrainEvalCallback', 'accuracy', 'AvgStats', 'AvgStatsCallback',
@@ -37,7 +37,7 @@ from torch.nn import init
 from .utils import camel2snake, listify
 from .datasets import find_mnist, get_data, get_test_data, parse_idx
 from .data import (
-    BatchSampler, DataBunch, Dataset, get_dls, normalize, normalize_to, show_images)
+    IndexBatches, DataBunch, Dataset, get_dls, normalize, normalize_to, show_images)
 from minifastai.callbacks import (
     Callback, CancelBatchException, CancelEpochException, CancelException, CancelTrainException,
     EVENTS)
@@ -74,7 +74,7 @@ _all_ = [
     'math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
     'camel2snake', 'listify',
     'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
-    'BatchSampler', 'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
+    'IndexBatches', 'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
     'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
     'CancelTrainException', 'EVENTS',
     'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback',

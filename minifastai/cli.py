@@ -34,7 +34,7 @@ _no_mnist = ("MNIST is not on this machine and could not be downloaded: training
 def _data_for(dataset:str, folder:str|None) -> tuple[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
     "The name of the data set and its arrays: `dataset`, or for 'auto' MNIST where it can be had"
     if dataset == 'auto': dataset = os.environ.get('MINIFASTAI_DATASET', 'auto') if folder is None else 'mnist'
-    if dataset != 'auto': return dataset, get_data(dataset, folder)
+    if dataset != 'auto': return dataset, get_data(dataset, path=folder)
     here = find_mnist()   # raises if half of it is there
     try: return 'mnist', get_data('mnist')
     except FileNotFoundError:

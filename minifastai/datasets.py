@@ -14,152 +14,225 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/00_data.ipynb #1356768d
-_idx_types = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
+_IDX_TYPES = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
 
 def parse_idx(
-    content:bytes,        # The uncompressed bytes of an idx file
+    content:bytes, # The uncompressed bytes of an idx file
+    *,
     source:str='content', # What to call it in an error message
 ) -> Tensor: # One array, of the type and shape that the header gives
-    "Read one array from `content` in the idx format; a `ValueError` names what does not fit"
-    if len(content) < 4 or content[:2] != b'\0\0' or content[2] not in _idx_types:
-        raise ValueError(f"{source}: not an idx file: it starts with {content[:4].hex(' ') or 'nothing'}, not with 00 00, a type and a number of dimensions")
-    dtype, ndim = np.dtype(_idx_types[content[2]]), content[3]
+    "Read one array in the idx format, or raise a `ValueError` that says what doesn't fit."
+    if len(content) < 4 or content[:2] != b'\0\0' or content[2] not in _IDX_TYPES:
+        begin = content[:4].hex(' ') or 'nothing'
+        raise ValueError(f"{source}: not an idx file: it starts with {begin}, "
+                         "not with 00 00, a type and a number of dimensions")
+    dtype = np.dtype(_IDX_TYPES[content[2]])
+    ndim = content[3]
     start = 4 + 4*ndim
-    shape = tuple(int(n) for n in np.frombuffer(content[4:start], '>u4')) if len(content) >= start else None
-    if shape is None: raise ValueError(f"{source}: truncated within its header: {len(content)} bytes, where {ndim} dimensions need {start}")
+    if len(content) < start:
+        raise ValueError(f"{source}: truncated within its header: {len(content)} bytes, "
+                         f"where {ndim} dimensions need {start}")
+    shape = tuple(int(n) for n in np.frombuffer(content[4:start], '>u4'))
     expected = start + math.prod(shape)*dtype.itemsize
     if len(content) != expected:
-        raise ValueError(f"{source}: {'truncated' if len(content) < expected else 'too long'}: {len(content):,} bytes, "
+        fault = 'truncated' if len(content) < expected else 'too long'
+        raise ValueError(f"{source}: {fault}: {len(content):,} bytes, "
                          f"but its header promises {expected:,} (shape {shape})")
-    return torch.from_numpy(np.frombuffer(content, dtype, offset=start).astype(dtype.newbyteorder('='))).reshape(shape)
+    items = np.frombuffer(content, dtype, offset=start)
+    return torch.from_numpy(items.astype(dtype.newbyteorder('='))).reshape(shape)
 
 # %% ../nbs/00_data.ipynb #6a5cb8a3
-_mnist_sha256 = {
+_MNIST_SHA256 = {
     'train-images-idx3-ubyte': 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
     'train-labels-idx1-ubyte': '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
     't10k-images-idx3-ubyte':  '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
     't10k-labels-idx1-ubyte':  'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2',
 }
-_train_files = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte')
-_test_files = ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
-_mirrors = ('https://ossci-datasets.s3.amazonaws.com/mnist/', 'https://storage.googleapis.com/cvdf-datasets/mnist/')
+_TRAIN_FILES = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte')
+_TEST_FILES = ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
 
+# %% ../nbs/00_data.ipynb #c94493f1
 def _read_mnist(path:Path) -> Tensor:
-    "The array in `path` (compressed or not), if it is, byte for byte, the MNIST file of that name"
-    try: content = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as e:
-        if isinstance(e, OSError) and not isinstance(e, gzip.BadGzipFile): raise   # not damaged, but not readable: no permission, say
-        raise ValueError(f"{path}: damaged: it does not unpack ({e}). Delete it, and it can be downloaded again") from e
-    try: array = parse_idx(content, str(path))
-    except ValueError as e: raise ValueError(f"{e}. Delete it, and it can be downloaded again") from None
-    if hashlib.sha256(content).hexdigest() != _mnist_sha256[path.name.removesuffix('.gz')]:
-        raise ValueError(f"{path}: not MNIST's file of that name: its content has another SHA-256. Delete it, and it can be downloaded again")
+    "Read the array in `path`, compressed or not, if it is byte for byte MNIST's file of that name."
+    remedy = "Delete it, and it can be downloaded again"
+    content = path.read_bytes()
+    try:
+        if path.suffix == '.gz': content = gzip.decompress(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise ValueError(f"{path}: damaged: it does not unpack ({e}). {remedy}") from e
+    try: array = parse_idx(content, source=str(path))
+    except ValueError as e: raise ValueError(f"{e}. {remedy}") from None
+    if hashlib.sha256(content).hexdigest() != _MNIST_SHA256[path.name.removesuffix('.gz')]:
+        raise ValueError(f"{path}: not MNIST's file of that name: "
+                         f"its content has another SHA-256. {remedy}")
     return array
 
 # %% ../nbs/00_data.ipynb #3d5fe3f3
 def _cache_dir() -> Path:
-    "Where downloads are kept"
+    "The folder in which downloads are kept."
     import pooch
     return Path(pooch.os_cache('minifastai'))
 
+def _folders(path:str|Path|None) -> list[Path]:
+    "List the folders to search, in order."
+    if path is not None: return [Path(path).expanduser()]
+    setting = os.environ.get('MINIFASTAI_DATA')
+    if not setting: return [_cache_dir()]
+    return [Path(setting).expanduser(), _cache_dir()]
+
 def _files_in(folder:Path) -> dict[str, Path]:
-    "MNIST's files found in `folder` or its usual sub-folders, by name"
+    "Find MNIST's files in `folder` and its usual sub-folders, by name."
     found = {}
-    for name in _mnist_sha256:
+    for name in _MNIST_SHA256:
         for sub in ('mnist', 'MNIST/raw', '.'):
             hits = [p for p in (folder/sub/f'{name}.gz', folder/sub/name) if p.is_file()]
             if hits: found.setdefault(name, hits[0])
     return found
 
+# %% ../nbs/00_data.ipynb #133ada1a
 def _find(names:tuple[str, str], path:str|Path|None) -> dict[str, Path]:
-    "The files found in the first folder that has both of `names`; a `FileNotFoundError` names half a pair's missing file"
-    setting = os.environ.get('MINIFASTAI_DATA')
-    folders = [Path(path)] if path is not None else ([Path(setting)] if setting else []) + [_cache_dir()]
-    for folder in folders:
-        found = _files_in(folder.expanduser())
+    "Find the files in the first folder that has both of `names`."
+    for folder in _folders(path):
+        found = _files_in(folder)
         missing = [name for name in names if name not in found]
         if not missing: return found
         if len(missing) < len(names) and folder != _cache_dir():
-            raise FileNotFoundError(f"{folder.expanduser()} holds one of MNIST's {'training' if names == _train_files else 'test'} files, but not {missing[0]}[.gz]: put it beside the other")
+            part = 'training' if names == _TRAIN_FILES else 'test'
+            raise FileNotFoundError(f"{folder} holds one of MNIST's {part} files, "
+                                    f"but not {missing[0]}[.gz]: put it beside the other")
     return {}
 
 def find_mnist(
-    path:str|Path|None=None, # A folder to look in, and nowhere else; by default `MINIFASTAI_DATA`, then the user's cache
-) -> dict[str, Path]: # The training images' and labels' files by name; empty where they are not on this machine
-    "Find MNIST's training files on this machine, without downloading; a `FileNotFoundError` names half a pair's missing file"
-    return _find(_train_files, path)
+    path:str|Path|None=None, # The only folder to look in; by default `MINIFASTAI_DATA`, the cache
+) -> dict[str, Path]: # The files by name; empty where they are not on this machine
+    """Find MNIST's training files on this machine, without downloading.
+
+    A folder with only one of the two is a `FileNotFoundError`, which names the missing file."""
+    return _find(_TRAIN_FILES, path)
+
+# %% ../nbs/00_data.ipynb #b1ee1e77
+_MIRRORS = ('https://ossci-datasets.s3.amazonaws.com/mnist/',
+            'https://storage.googleapis.com/cvdf-datasets/mnist/')
+
+def _reason(e:Exception, tmp:str) -> str:
+    "What `e` says, in one line, without what the libraries wrap around it."
+    said = str(e).split('Caused by ')[-1].replace(tmp + os.sep, '')
+    return f"{type(e).__name__}: {said[:160]}"
 
 # %% ../nbs/00_data.ipynb #aed12385
-def _reason(e:Exception, tmp:str) -> str:
-    "What `e` says, in one line, without the libraries' wrappings"
-    return f"{type(e).__name__}: {str(e).split('Caused by ')[-1].replace(tmp + os.sep, '')[:160]}"
+def _download_file(name:str, folder:Path, mirrors):
+    "Download one of MNIST's files from the first of `mirrors` that has it, checked."
+    import pooch
+    # seconds to connect, and to wait for more data
+    fetch = pooch.HTTPDownloader(progressbar=True, timeout=(5, 20))
+    said = []
+    for mirror in mirrors:
+        with tempfile.TemporaryDirectory(dir=folder, prefix='.download-') as tmp:
+            try:
+                got = Path(pooch.retrieve(f'{mirror}{name}.gz', known_hash=None, path=tmp,
+                                          fname=f'{name}.gz', downloader=fetch))
+                _read_mnist(got)
+            except (OSError, ValueError) as e:
+                said.append(f"{mirror}: {_reason(e, tmp)}")
+                continue
+            os.replace(got, folder/f'{name}.gz')
+            return
+    raise ConnectionError(f"{name}.gz could not be downloaded:\n  " + '\n  '.join(said))
 
-def _download_mnist(folder:Path, names=_train_files, mirrors=_mirrors):
-    "Fetch MNIST's files `names` into `folder`, checked, from the first of `mirrors` that has them; raises a `ConnectionError` that lists what each said"
+# %% ../nbs/00_data.ipynb #bdaf285e
+def _download_mnist(folder:Path, names=_TRAIN_FILES, mirrors=_MIRRORS):
+    """Download MNIST's files `names` into `folder`.
+
+    If no mirror has a file, a `ConnectionError` lists what each of them said."""
     import pooch
     folder.mkdir(parents=True, exist_ok=True)
-    logger = pooch.get_logger(); level = logger.level
-    fetch = pooch.HTTPDownloader(progressbar=True, timeout=(5, 20))   # seconds to connect, and to wait for more data
+    logger = pooch.get_logger()
+    level = logger.level
     try:
         logger.setLevel('WARNING')
-        for name in names:
-            said = []
-            for mirror in mirrors:
-                with tempfile.TemporaryDirectory(dir=folder, prefix='.download-') as tmp:
-                    try: got = Path(pooch.retrieve(f'{mirror}{name}.gz', known_hash=None, fname=f'{name}.gz', path=tmp, downloader=fetch)); _read_mnist(got)
-                    except (OSError, ValueError) as e: said.append(f"{mirror}: {_reason(e, tmp)}"); continue
-                    os.replace(got, folder/f'{name}.gz')
-                    break
-            else: raise ConnectionError(f"{name}.gz could not be downloaded:\n  " + '\n  '.join(said))
+        for name in names: _download_file(name, folder, mirrors)
     finally: logger.setLevel(level)
 
-# %% ../nbs/00_data.ipynb #b60c444f
+# %% ../nbs/00_data.ipynb #cdc6d702
 def _split(x:Tensor, y:Tensor, n_train:int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "The first `n_train` items for training, the rest for validation"
+    "Take the first `n_train` items for training, and the others for validation."
     return x[:n_train], y[:n_train], x[n_train:], y[n_train:]
 
-def _get_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "scikit-learn's handwritten digits, scaled to MNIST's size and range"
-    try: from sklearn.datasets import load_digits
-    except ImportError as e: raise ImportError("The embedded digits come with scikit-learn: pip install 'minifastai[digits]'") from e
-    x, y = load_digits(return_X_y=True)
-    x = F.interpolate(torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8), size=(28, 28), mode='bilinear')
-    return _split(x.flatten(1)/16 * (255/256), torch.tensor(y, dtype=torch.int64), 1437)
-
 def _get_mnist(names:tuple[str, str], path:str|Path|None, download:bool) -> tuple[Tensor, Tensor]:
-    "Images (N, 784) and labels (N,) in MNIST's files `names`"
-    files, why, setting = _find(names, path), '', os.environ.get('MINIFASTAI_DATA')
-    if path is None and setting and not Path(setting).expanduser().is_dir(): why = f'\n(MINIFASTAI_DATA is {setting!r}, which is no folder.)'
+    "Read images (N, 784) and labels (N,) from MNIST's files `names`."
+    files = _find(names, path)
+    why = ''
+    setting = os.environ.get('MINIFASTAI_DATA')
+    if path is None and setting and not Path(setting).expanduser().is_dir():
+        why = f"\n(MINIFASTAI_DATA is {setting!r}, which is no folder.)"
     if not files and download and path is None:
-        try: _download_mnist(_cache_dir(), names); files = _find(names, None)
+        try:
+            _download_mnist(_cache_dir(), names)
+            files = _find(names, None)
         except OSError as e: why += f'\n{e}'
-    if not files:
-        test = names == _test_files
-        raise FileNotFoundError(f"MNIST{' test set'*test} is not {'in ' + str(path) if path is not None else 'on this machine, and was not downloaded'}. {'Two' if test else 'Three'} ways to fix it:\n"
-            f"  1. put {names[0]}.gz and {names[1]}.gz into a folder, and set MINIFASTAI_DATA to it, or pass path=...\n"
-            f"  2. on a machine that reaches a mirror ({_mirrors[0]}), call {'get_test_data' if test else 'get_data'}() once: it fills {_cache_dir()}"
-            + ('' if test else "\n  3. use the embedded digits instead: get_data('digits'), or set MINIFASTAI_DATASET=digits") + why)
+    if not files: raise FileNotFoundError(_not_found(names, path) + why)
     x, y = (_read_mnist(files[name]) for name in names)
     return x.flatten(1).float()/256, y.long()
 
+# %% ../nbs/00_data.ipynb #edd1cc78
+def _not_found(names:tuple[str, str], path:str|Path|None) -> str:
+    "Say that MNIST's files `names` are missing, and what can be done about it."
+    is_test = names == _TEST_FILES
+    where = "on this machine, and was not downloaded" if path is None else f"in {path}"
+    call = 'get_test_data()' if is_test else 'get_data()'
+    ways = [f"put {names[0]}.gz and {names[1]}.gz into a folder, "
+            "and set MINIFASTAI_DATA to it, or pass path=...",
+            f"on a machine that reaches a mirror ({_MIRRORS[0]}), call {call} once: "
+            f"it fills {_cache_dir()}"]
+    if not is_test:
+        ways.append("use the embedded digits instead: get_data('digits'), "
+                    "or set MINIFASTAI_DATASET=digits")
+    number = 'Two' if is_test else 'Three'
+    listed = [f"  {i}. {way}" for i, way in enumerate(ways, 1)]
+    head = f"MNIST{' test set'*is_test} is not {where}. {number} ways to fix it:"
+    return '\n'.join([head, *listed])
+
+# %% ../nbs/00_data.ipynb #f1cbe204
+def _get_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "Get scikit-learn's handwritten digits, scaled to MNIST's size and range."
+    try: from sklearn.datasets import load_digits
+    except ImportError as e:
+        raise ImportError("The embedded digits come with scikit-learn: "
+                          "pip install 'minifastai[digits]'") from e
+    x, y = load_digits(return_X_y=True)
+    x = torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8)
+    x = F.interpolate(x, size=(28, 28), mode='bilinear')
+    return _split(x.flatten(1)/16 * (255/256), torch.tensor(y, dtype=torch.int64), 1437)
+
+# %% ../nbs/00_data.ipynb #b60c444f
 def get_data(
-    name:str|None=None,      # `'mnist'` or `'digits'`; by default the setting `MINIFASTAI_DATASET`, else MNIST
-    path:str|Path|None=None, # MNIST's folder; by default the setting `MINIFASTAI_DATA`, then the user's cache, then a download
-    download:bool=True,      # May MNIST be downloaded?
-) -> tuple[Tensor, Tensor, Tensor, Tensor]: # `x_train`, `y_train`, `x_valid`, `y_valid`: images (N, 784), float in [0, 1); labels (N,), int64
-    "Handwritten digits, split into training and validation set; never a data set other than the one asked for"
+    name:str|None=None, # `'mnist'` or `'digits'`; by default `MINIFASTAI_DATASET`, else MNIST
+    *,
+    path:str|Path|None=None, # MNIST's folder; by default `MINIFASTAI_DATA`, the cache, a download
+    download:bool=True, # May MNIST be downloaded?
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: # `x_train`, `y_train`, `x_valid`, `y_valid`
+    """Get handwritten digits, split into a training set and a validation set.
+
+    Images are floats (N, 784) in [0, 1), labels are integers (N,), int64. What comes is the data
+    set that was asked for, never another one."""
     name = name or os.environ.get('MINIFASTAI_DATASET') or 'mnist'
     if name == 'digits': return _get_digits()
-    if name == 'mnist': return _split(*_get_mnist(_train_files, path, download), 50_000)
-    raise ValueError(f"There is no data set {name!r}: it is 'mnist' or 'digits' (argument `name`, or setting MINIFASTAI_DATASET)")
+    if name == 'mnist': return _split(*_get_mnist(_TRAIN_FILES, path, download), 50_000)
+    raise ValueError(f"There is no data set {name!r}: it is 'mnist' or 'digits' "
+                     "(argument `name`, or setting MINIFASTAI_DATASET)")
 
 # %% ../nbs/00_data.ipynb #feab6b90
 def get_test_data(
-    name:str|None=None,      # `'mnist'`; by default the setting `MINIFASTAI_DATASET`, else MNIST
-    path:str|Path|None=None, # MNIST's folder; by default the setting `MINIFASTAI_DATA`, then the user's cache, then a download
-    download:bool=True,      # May it be downloaded?
+    name:str|None=None, # `'mnist'`; by default `MINIFASTAI_DATASET`, else MNIST
+    *,
+    path:str|Path|None=None, # MNIST's folder; by default `MINIFASTAI_DATA`, the cache, a download
+    download:bool=True, # May it be downloaded?
 ) -> tuple[Tensor, Tensor]: # Images (10000, 784), float in [0, 1); labels (10000,), int64
-    "MNIST's test set, for a figure at the very end: choose nothing by it; a `ValueError` for other data, which have none"
+    """Get MNIST's test set, for a figure at the very end: choose nothing by it.
+
+    Other data sets have none, which is a `ValueError`."""
     name = name or os.environ.get('MINIFASTAI_DATASET') or 'mnist'
-    if name != 'mnist': raise ValueError(f"Only MNIST has a test set here, {name!r} has none: get_test_data('mnist')")
-    return _get_mnist(_test_files, path, download)
+    if name != 'mnist':
+        raise ValueError(f"Only MNIST has a test set here, {name!r} has none: "
+                         "get_test_data('mnist')")
+    return _get_mnist(_TEST_FILES, path, download)

@@ -119,12 +119,12 @@ def _display(o, **kwargs):
     from IPython.display import display   # only a notebook comes here
     return display(o, **kwargs)
 
-# %% ../nbs/04d_metrics.ipynb #3fd59779
+# %% ../nbs/04d_metrics.ipynb #4cb00387
 class ProgressCallback(Callback):
     """Shows a progress bar, and a table with a row for each epoch.
 
     The row has the losses and metrics of an `AvgStatsCallback`, if there is one, and seconds."""
-    _order = AvgStatsCallback._order + 90   # the averages have to be there
+    _order = AvgStatsCallback._order + 90   # shows an epoch after the others
 
     def begin_fit(self):
         self.table = _Table(['epoch'])
