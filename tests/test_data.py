@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -76,6 +77,8 @@ def body(files, how, name):
 @pytest.fixture
 def server(tiny_mnist):
     "A local server as a function: from how it is to misbehave, to the address of such a mirror"
+    released = threading.Event()
+
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args): pass
 
@@ -92,12 +95,15 @@ def server(tiny_mnist):
             self.wfile.write(content)
             if how == 'hangs':
                 self.wfile.flush()
-                time.sleep(3)
+                released.wait(30)
 
     httpd = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    serve = partial(httpd.serve_forever, poll_interval=0.01)
+    threading.Thread(target=serve, daemon=True).start()
     yield lambda how: f'http://127.0.0.1:{httpd.server_port}/{how}/'
+    released.set()
     httpd.shutdown()
+    httpd.server_close()
 
 
 def names(folder): return sorted(p.name for p in folder.iterdir())
