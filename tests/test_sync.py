@@ -2,11 +2,13 @@
 import ast
 import importlib
 import inspect
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -160,6 +162,22 @@ def test_there_is_no_star_import():
         assert '*' not in [alias.name for node in froms for alias in node.names], p.name
 
 
+def is_private(name): return name.startswith('_') and not name.startswith('__')
+
+
+@pytest.mark.parametrize('module', [p.stem for p in modules])
+def test_no_private_name_is_imported_from_another_module(module):
+    tree = parsed(module)
+    imports = list(own_imports(tree))
+    private = [f'{target}.{name}' for target, name in imports if is_private(name or target)]
+    # nor is it reached through a module that is imported as a whole
+    whole = {target for target, name in imports if not name}
+    private += [ast.unparse(node) for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute) and is_private(node.attr)
+                and ast.unparse(node.value).removeprefix('minifastai.') in whole]
+    assert not private, f"{module} imports {', '.join(private)}: make it public, or move it"
+
+
 PROBE = '''
 import json, os, random, sys, threading, warnings
 import matplotlib as mpl, numpy as np, torch
@@ -257,6 +275,29 @@ def public_objects():
         yield f'{module}.{name}', getattr(importlib.import_module(f'minifastai.{module}'), name)
 
 
+def check_docstring(name, doc):
+    "The first line is one sentence of at most 100 characters; paragraphs may follow a blank line"
+    assert doc, f"{name} has no docstring"
+    first, *rest = doc.splitlines()
+    assert len(first) > 10, f"{name}: the first line of the docstring says nothing: {first}"
+    assert len(first) <= 100, f"{name}: the first line of the docstring is too long: {first}"
+    two_sentences = re.search(r'(?<!\bal)(?<!\bvs)[.?!][\'")`]* +[A-Z]', first)
+    assert not two_sentences, f"{name}: the first line of the docstring is one sentence: {first}"
+    if rest: assert not rest[0], f"{name}: the second line of the docstring is empty: {rest[0]}"
+
+
+@pytest.mark.parametrize('doc', [
+    None,
+    'Short.',
+    'A sentence that goes on' + ' and on'*12,
+    'One sentence. Another one',
+    'A sentence that is broken\ninto two lines',
+], ids=['none', 'short', 'long', 'two sentences', 'two lines'])
+def test_what_is_no_docstring(doc):
+    with pytest.raises(AssertionError): check_docstring('f', doc)
+    check_docstring('f', 'Rectify, as Nair and Hinton do (2010; see He et al. 2015).\n\nA. B.')
+
+
 def documented_functions(name, o):
     "A function, or of a class its `__init__` and the public methods that have a docstring"
     if not isinstance(o, type): return [(name, o)]
@@ -269,11 +310,10 @@ def documented_functions(name, o):
 @pytest.mark.parametrize('name, o', list(public_objects()),
                          ids=lambda o: o if isinstance(o, str) else '')
 def test_exported_names_are_documented(name, o):
-    "A one-line docstring, and a comment for each parameter"
+    "A docstring, and a comment for each parameter"
     if not callable(o): return
     o = inspect.unwrap(o)
-    doc = inspect.getdoc(o)
-    assert doc and '\n' not in doc and len(doc) > 10, f"{name} has no one-line docstring"
+    check_docstring(name, inspect.getdoc(o))
     for what, f in documented_functions(name, o):
         for param, d in docments(f, full=True, returns=False).items():
             # docments does not see comments beside **kwargs
@@ -297,6 +337,121 @@ def test_types():
     "mypy finds nothing, and the users of the package get its types"
     run('mypy')
     assert (package/'py.typed').exists()
+
+
+def code_cells(nb):
+    "Each code cell of a notebook: what to call it, and its lines without directives"
+    for i, cell in enumerate(json.loads(read(nb))['cells']):
+        if cell['cell_type'] != 'code': continue
+        lines = ''.join(cell['source']).splitlines()
+        yield f"cell {i} ({cell['id']})", [line for line in lines if not line.startswith('#|')]
+
+
+@each_notebook
+def test_no_line_of_a_notebooks_code_is_too_long(nb):
+    wide = [f'{cell}: {len(line)} columns: {line}'
+            for cell, lines in code_cells(nb) for line in lines if len(line) > 100]
+    assert not wide, f'{len(wide)} lines have more than 100 columns:\n' + '\n'.join(wide)
+
+
+def tokens(source):
+    "The tokens of a piece of Python, comments and ends of lines excepted"
+    passed_over = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
+                   tokenize.DEDENT, tokenize.ENDMARKER)
+    found = tokenize.generate_tokens(io.StringIO(source).readline)
+    return [token for token in found if token.type not in passed_over]
+
+
+def joined_statements(lines):
+    "The lines of a cell on which `;` joins two statements; as its last character it hides a value"
+    python = ['' if line.startswith(('!', '%')) else line for line in lines]
+    source = '\n'.join(python).rstrip().removesuffix(';')
+    return [lines[token.start[0] - 1] for token in tokens(source) if token.string == ';']
+
+
+def test_what_joins_statements():
+    assert joined_statements(['a = 1; b = 2', 'if a: b; c', 'b;']) == ['a = 1; b = 2', 'if a: b; c']
+    assert joined_statements(['a = ";"  # ;', "'''", ';', "'''", '! a; b', 'a;', '']) == []
+
+
+@each_notebook
+def test_no_statements_of_a_notebooks_code_are_joined(nb):
+    joined = [f'{cell}: {line}' for cell, lines in code_cells(nb)
+              for line in joined_statements(lines)]
+    assert not joined, f'{len(joined)} times `;` joins statements:\n' + '\n'.join(joined)
+
+
+LONGEST = 25   # lines of code of a function
+
+
+class Rows:
+    "Which rows of a module's source hold code, and which a comment"
+    def __init__(self, source):
+        found = tokenize.generate_tokens(io.StringIO(source).readline)
+        self.comments = {token.start[0] for token in found if token.type == tokenize.COMMENT}
+        self.code = {row for token in tokens(source)
+                     for row in range(token.start[0], token.end[0] + 1)}
+
+
+def rows_of(node): return set(range(node.lineno, node.end_lineno + 1))
+
+
+def parameters(f):
+    a = f.args
+    variadic = [arg for arg in (a.vararg, a.kwarg) if arg]
+    return [*a.posonlyargs, *a.args, *a.kwonlyargs, *variadic]
+
+
+def lines_of_code(f, rows):
+    """The number of lines of the function `f`, without docstring, blank lines and comments.
+
+    A line of the signature that holds a commented parameter does not count.
+    """
+    commented_parameters = {arg.lineno for arg in parameters(f)} & rows.comments
+    doc = set() if ast.get_docstring(f) is None else rows_of(f.body[0])
+    return len((rows_of(f) & rows.code) - commented_parameters - doc)
+
+
+def says_why_it_is_long(f, lines):
+    "Has the function `f` a comment right above it that begins with `# long:`?"
+    row = min([f.lineno, *(decorator.lineno for decorator in f.decorator_list)]) - 1
+    above = []
+    while row and lines[row - 1].lstrip().startswith('#'):
+        row -= 1
+        above.append(lines[row].strip())
+    return any(re.match(r'# long: .{10}', line) for line in above)
+
+
+def long_functions(source):
+    "The number of lines of each function that is too long, by name and line"
+    rows, lines = Rows(source), source.splitlines()
+    sizes = {}
+    for f in ast.walk(ast.parse(source)):
+        is_function = isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if not is_function or says_why_it_is_long(f, lines): continue
+        sizes[f'{f.name}:{f.lineno}'] = lines_of_code(f, rows)
+    return {name: size for name, size in sizes.items() if size > LONGEST}
+
+
+def test_what_is_a_long_function():
+    signature = ['def f(', '    a, # One thing', '    b, # Another', '): # What comes of both']
+    doc = ['    """Adds.', '', '    Twice.', '    """']
+    lines = ['    # a comment', '', '    a = (b +', '         a)']
+    body = ['    a += b']*(LONGEST - 4)
+    just_short = '\n'.join([*signature, *doc, *lines, *body])
+    long = just_short + '\n    a -= b'
+    assert long_functions(just_short) == {}
+    assert long_functions(long) == {'f:1': LONGEST + 1}
+    assert long_functions('# long: one branch for each event\n# of many\n@g\n' + long) == {}
+    assert long_functions('# long:\n' + long) == {'f:2': LONGEST + 1}
+    assert long_functions('# long: one branch for each event\n\n' + long) == {'f:3': LONGEST + 1}
+
+
+@pytest.mark.parametrize('module', [p.stem for p in modules])
+def test_functions_are_short(module):
+    "At most 25 lines, or a comment `# long: ...` right above says why it is longer"
+    long = long_functions(read(package/f'{module}.py'))
+    assert not long, f"{module}: split these, or say `# long: why` right above: {long}"
 
 
 # The public surface
