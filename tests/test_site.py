@@ -89,6 +89,7 @@ class Parsed(HTMLParser):
 def parsed(page: str) -> Parsed: return Parsed((site/page).read_text(encoding='utf-8'))
 
 
+@cache
 def settings():
     cfg = ConfigParser(delimiters=['='])
     cfg.read(root/'settings.ini', encoding='utf-8')
@@ -456,9 +457,15 @@ def test_first_paint(browser, base):
         p.wait_for_function(PAINT)
         return p.evaluate(PAINT)
 
+    def of_three(page):
+        "The median of three times, or of the first two where the third could not change its side"
+        times = [load(page), load(page)]
+        if min(times) < max_paint <= max(times): times.append(load(page))
+        return median(times)
+
     with tab(browser, base, cache=False) as (p, _):
         load(pages[0])    # the browser's own beginnings
-        times = {page: median(load(page) for _ in range(3)) for page in pages}
+        times = {page: of_three(page) for page in pages}
     listed([f'{page}: {ms:.0f} ms' for page, ms in times.items() if ms >= max_paint])
 
 
