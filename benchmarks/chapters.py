@@ -1,6 +1,8 @@
 """How long each chapter takes: to read, by its length, and to run, measured.
 
-python benchmarks/chapters.py NAME... runs the notebooks (all, without a name) on MNIST, without the cells marked slow or cuda, and writes what it found into their first cell and the home page's table. Nothing else should run on the machine.
+python benchmarks/chapters.py NAME... runs the notebooks (all, without a name) on MNIST, without
+the cells marked slow or cuda, and writes what it found into their first cell and into the home
+page's table. Nothing else should run on the machine.
 """
 import argparse
 import json
@@ -9,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,31 +21,53 @@ from minifastai_docs.times import in_words, minutes  # noqa: E402
 
 def seconds_to_run(path:Path) -> float:
     "Seconds from the first cell to the last one, the start of Python included"
+    command = [Path(sys.executable).with_name('nbdev-test'), path, '--flags', 'mnist']
     start = time.perf_counter()
-    subprocess.run([Path(sys.executable).with_name('nbdev-test'), path, '--flags', 'mnist'], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env={**os.environ, 'MPLBACKEND': 'agg'})
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+                   env={**os.environ, 'MPLBACKEND': 'agg'})
     return time.perf_counter() - start
 
 
 def as_people_say(seconds:float) -> str:
     "10, 20, ... 90 seconds, 2, 3, ... minutes"
-    return f'{max(10, 10*round(seconds/10))} seconds' if seconds < 95 else f'{round(seconds/60)} minutes'
+    if seconds < 95: return f'{max(10, 10*round(seconds/10))} seconds'
+    return f'{round(seconds/60)} minutes'
+
+
+def read_notebook(path:Path) -> dict: return json.loads(path.read_text(encoding='utf-8'))
+
+
+def rewrite(path:Path, change:Callable, n:int|None=None):
+    "Apply `change` to the lines of the first `n` cells of a notebook, or of all"
+    nb = read_notebook(path)
+    for cell in nb['cells'][:n]: cell['source'] = change(cell['source'])
+    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def write_times(path:Path, home:Path, read:str, run:str):
+    "Put the times into a chapter's first cells, and into its row of the home page's table"
+    def in_chapter(lines):
+        times = r'(\*\*Time:\*\*) .*? to read, .*? to run(?=[\s.(])'
+        new = rf'\1 about {read} to read, {run} to run'
+        return re.sub(times, new, ''.join(lines), flags=re.S).splitlines(True)
+
+    def in_table(lines):
+        is_row = lambda line: line.startswith('|') and f']({path.name})' in line
+        new = f'| {read}; {run} |'
+        return [re.sub(r'\|[^|]*\|$', new, line) if is_row(line) else line for line in lines]
+
+    rewrite(path, in_chapter, 4)
+    rewrite(home, in_table)
 
 
 def main(names:list[str]):
     home = ROOT/'nbs/index.ipynb'
     for path in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
         if names and path.stem not in names: continue
-        nb = json.loads(path.read_text(encoding='utf-8'))
-        read, run = in_words(minutes(nb)), as_people_say(seconds_to_run(path))
+        read = in_words(minutes(read_notebook(path)))
+        run = as_people_say(seconds_to_run(path))
         print(f'{path.stem}: {read} to read, {run} to run', flush=True)
-        nb = json.loads(path.read_text(encoding='utf-8'))
-        for cell in nb['cells'][:4]:
-            text = re.sub(r'(\*\*Time:\*\*) .*? to read, .*? to run(?=[\s.(])', rf'\1 about {read} to read, {run} to run', ''.join(cell['source']), flags=re.S)
-            cell['source'] = text.splitlines(True)
-        path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-        page = json.loads(home.read_text(encoding='utf-8'))
-        for cell in page['cells']: cell['source'] = [re.sub(r'\|[^|]*\|$', f'| {read}; {run} |', line) if f']({path.name})' in line and line.startswith('|') else line for line in cell['source']]
-        home.write_text(json.dumps(page, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        write_times(path, home, read, run)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"What the benchmarks share: a steady allocator, a line that says where they ran, medians with their spread."
+"What the benchmarks share: options, where they ran, medians with their spread, a loop by hand."
 import argparse
 import platform
 import statistics
@@ -13,29 +13,46 @@ from minifastai.cli import _steady_memory
 
 
 def options(doc:str, threads:int|None=None, **numbers:int) -> argparse.Namespace:
-    "The options of a script: `--threads`, and one for each of `numbers`, which are the defaults. Sets PyTorch's threads, and has the C library keep its memory"
+    """The options of a script: `--threads`, and one for each of `numbers`, which are the defaults.
+
+    Sets PyTorch's threads, and has the C library keep its memory.
+    """
     p = argparse.ArgumentParser(description=doc.split('\n')[0])
-    p.add_argument('--threads', type=int, default=threads or torch.get_num_threads(), help="PyTorch's threads (%(default)s)")
-    for name, default in numbers.items(): p.add_argument(f'--{name}', type=int, default=default, help='(%(default)s)')
+    threads = threads or torch.get_num_threads()
+    p.add_argument('--threads', type=int, default=threads, help="PyTorch's threads (%(default)s)")
+    for name, default in numbers.items():
+        p.add_argument(f'--{name}', type=int, default=default, help='(%(default)s)')
     args = p.parse_args()
-    _steady_memory()   # else glibc returns memory to the system in some steps and not in others, which costs more than what is measured
+    # else glibc returns memory to the system in some steps and not in others, which costs more
+    # than what is measured
+    _steady_memory()
     torch.set_num_threads(args.threads)
     return args
 
 
+def synchronize():
+    "Wait until the GPU, if there is one, has done what was asked of it"
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+
+
 def where(*packages:str) -> str:
     "Versions, device and threads, for the first line of a result"
-    def of(p):
-        try: return f'{p} {version(p)}'
-        except PackageNotFoundError: return f'{p}: not installed'
-    device = default_device()
-    name = torch.cuda.get_device_name() if device.type == 'cuda' else f'{device}, {platform.machine()}'
-    return ', '.join([f'PyTorch {torch.__version__}', *map(of, packages), name, f"{torch.get_num_threads()} thread{'s'*(torch.get_num_threads() != 1)}"])
+    def of(package):
+        try: return f'{package} {version(package)}'
+        except PackageNotFoundError: return f'{package}: not installed'
+
+    device, threads = default_device(), torch.get_num_threads()
+    name = f'{device}, {platform.machine()}'
+    if device.type == 'cuda': name = torch.cuda.get_device_name()
+    processors = f"{threads} thread{'s'*(threads != 1)}"
+    return ', '.join([f'PyTorch {torch.__version__}', *map(of, packages), name, processors])
 
 
 def spread(values:list[float], form:str='.3f') -> str:
-    "The median, with the quartiles behind it"
-    q1, q2, q3 = statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else [values[0]]*3
+    "The median, with the quartiles after it"
+    quartiles = [values[0]]*3
+    if len(values) > 1: quartiles = statistics.quantiles(values, n=4, method='inclusive')
+    q1, q2, q3 = quartiles
     return f'{q2:{form}} ({q1:{form}} to {q3:{form}})'
 
 
@@ -45,12 +62,16 @@ def claim(name:str, target:float, value:float, how:str='<='):
 
 
 def ratios(ours:list[float], theirs:list[float]) -> list[float]:
-    "Round by round, as both saw the same machine then"
+    "Round by round, because both saw the same machine then"
     return [a/b for a, b in zip(ours, theirs)]
 
 
 def by_hand(model, opt, batches, books:bool=True) -> list[float]|None:
-    "The loop that everybody is compared with: a pass over `batches`; with `books` it keeps each step's loss, accuracy and learning rate, and gives the means of the first two"
+    """The loop that everybody is compared with: a pass over `batches`.
+
+    With `books` it keeps the loss, accuracy and learning rate of each step, and gives the means
+    of the first two.
+    """
     lrs, losses, accuracies, sizes = [], [], [], []
     for xb, yb in batches:
         pred = model(xb)
@@ -70,7 +91,9 @@ def by_hand(model, opt, batches, books:bool=True) -> list[float]|None:
 
 class Batches:
     "A list of batches that notes when each was asked for"
-    def __init__(self, batches:list): self.batches, self.asked = batches, []
+    def __init__(self, batches:list):
+        self.batches = batches
+        self.asked = []
 
     def __len__(self): return len(self.batches)
 
@@ -82,5 +105,9 @@ class Batches:
 
     @property
     def per_step(self) -> float:
-        "Seconds from one batch to the next, on average over the last pass. (Who trains need not ask for more than there are, so the last step's end is not known)"
+        """Seconds from one batch to the next, on average over the last pass.
+
+        A trainer need not ask for more batches than there are, so the end of the last step is
+        not known.
+        """
         return (self.asked[-1] - self.asked[0])/(len(self.asked) - 1)

@@ -1,6 +1,9 @@
-"""How the cost of a step grows: with the model's width, with the number of callbacks, with the number of hooked layers.
+"""How the cost of a step grows: with width, with callbacks, with hooked layers.
 
-Ours against a loop by hand for the width; for callbacks that listen to every event of a step, and layers whose activations are measured, what each one adds. One thread; neighbours in time are compared.
+Ours against a loop by hand for the model's width; for callbacks that listen to every event of a
+step, and for layers whose activations are measured, what each one adds. One thread; neighbours in
+time are compared.
+
 Run it with nothing else going on: python benchmarks/growth.py
 """
 import statistics
@@ -17,7 +20,8 @@ from minifastai.activations import ActivationStats
 
 
 def mlp(width:int, layers:int=1):
-    return nn.Sequential(nn.Linear(784, width), *(nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(layers - 1)), nn.ReLU(), nn.Linear(width, 10))
+    inner = [nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(layers - 1)]
+    return nn.Sequential(nn.Linear(784, width), *inner, nn.ReLU(), nn.Linear(width, 10))
 
 
 def loop(model, batches):
@@ -26,7 +30,9 @@ def loop(model, batches):
 
 
 def runner(model, batches, cbs=()):
-    learn, run = Learner(model, optim.SGD(model.parameters(), lr=0.01), F.cross_entropy, DataBunch(batches, c=10)), Runner(list(cbs))
+    opt = optim.SGD(model.parameters(), lr=0.01)
+    learn = Learner(model, opt, F.cross_entropy, DataBunch(batches, c=10))
+    run = Runner(list(cbs))
     return lambda: run.fit(1, learn)
 
 
@@ -41,24 +47,47 @@ def turns(makers, batches, rounds) -> list[list[float]]:
     return list(zip(*found))
 
 
+def per_second(seconds:list[float]) -> str: return f'{1/statistics.median(seconds):10.0f}'
+
+
+def added(more:list[float], less:list[float], n:int, form:str) -> str:
+    "Microseconds that each of `n` things adds"
+    return spread([1e6*(a - b)/n for a, b in zip(more, less)], form)
+
+
+def with_width(batches, rounds):
+    print('hidden units    steps/s   by hand   time, times that by hand')
+    for width in (10, 50, 200, 1000, 4000):
+        makers = [lambda d: runner(mlp(width), d), lambda d: loop(mlp(width), d)]
+        a, b = turns(makers, batches, rounds)
+        print(f'{width:12} {per_second(a)}{per_second(b)}   {spread(ratios(a, b))}')
+
+
+def with_callbacks(batches, rounds):
+    print('callbacks       steps/s   us that each adds')
+    for n in (1, 3, 10, 30, 100):
+        idle = [Idle(i) for i in range(n)]
+        makers = [lambda d: runner(mlp(50), d, idle), lambda d: runner(mlp(50), d)]
+        a, b = turns(makers, batches, rounds)
+        print(f'{n:12} {per_second(a)}   {added(a, b, n, ".2f")}')
+
+
+def with_hooked_layers(batches, rounds):
+    print('hooked layers   steps/s   us that each adds')
+    for n in (1, 3, 10, 30, 100, 200):
+        few = batches[:max(20, len(batches)//n)]
+        model = mlp(50, n)
+        stats = ActivationStats(list(model.children())[:n])
+        makers = [lambda d: runner(model, d, [stats]), lambda d: runner(mlp(50, n), d)]
+        a, b = turns(makers, few, rounds)
+        print(f'{n:12} {per_second(a)}   {added(a, b, n, ".1f")}')
+
+
 def main(rounds:int, steps:int):
     torch.manual_seed(0)
     batches = [(torch.randn(64, 784), torch.randint(10, (64,))) for _ in range(steps)]
     print(where())
-    print('hidden units    steps/s   by hand   time, times that by hand')
-    for width in (10, 50, 200, 1000, 4000):
-        a, b = turns([lambda d, w=width: runner(mlp(w), d), lambda d, w=width: loop(mlp(w), d)], batches, rounds)
-        print(f'{width:12} {1/statistics.median(a):10.0f}{1/statistics.median(b):10.0f}   {spread(ratios(a, b))}')
-    print('callbacks       steps/s   us that each adds')
-    for n in (1, 3, 10, 30, 100):
-        a, b = turns([lambda d, n=n: runner(mlp(50), d, [Idle(i) for i in range(n)]), lambda d: runner(mlp(50), d)], batches, rounds)
-        print(f'{n:12} {1/statistics.median(a):10.0f}   {spread([1e6*(s - t)/n for s, t in zip(a, b)], ".2f")}')
-    print('hooked layers   steps/s   us that each adds')
-    for n in (1, 3, 10, 30, 100, 200):
-        few = batches[:max(20, steps//n)]
-        model = mlp(50, n)
-        a, b = turns([lambda d: runner(model, d, [ActivationStats(list(model.children())[:n])]), lambda d, n=n: runner(mlp(50, n), d)], few, rounds)
-        print(f'{n:12} {1/statistics.median(a):10.0f}   {spread([1e6*(s - t)/n for s, t in zip(a, b)], ".1f")}')
+    for growth in (with_width, with_callbacks, with_hooked_layers): growth(batches, rounds)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
-"""How much longer `import torch` takes with the package's modules, and what `minifastai.all`, with pyplot, adds.
+"""How much longer `import torch` takes with the package's modules, and with `minifastai.all`.
 
-Each import has a fresh interpreter; they take turns.
+Each import has a fresh interpreter; they take turns. `minifastai.all` adds pyplot.
+
 Run it with nothing else going on: python benchmarks/imports.py
 """
 import statistics
@@ -9,29 +10,54 @@ import sys
 
 from common import claim, options, spread, where
 
-CASES = {'torch': 'import torch', 'every module': 'import torch; import minifastai.cli', 'minifastai.all': 'import torch; import minifastai.all'}
+CASES = {
+    'torch': 'import torch',
+    'every module': 'import torch; import minifastai.cli',
+    'minifastai.all': 'import torch; import minifastai.all',
+}
+TIMED = 'import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)'
 
 
-def seconds(code:str) -> float:
-    return float(subprocess.run([sys.executable, '-c', f'import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)'], capture_output=True, text=True, check=True).stdout)
+def python(*args:str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=True)
 
 
-def main(rounds:int):
-    print(where())
+def seconds(code:str) -> float: return float(python('-c', TIMED.format(code)).stdout)
+
+
+def differences(a:list[float], b:list[float]) -> list[float]: return [x - y for x, y in zip(a, b)]
+
+
+def measure(rounds:int) -> dict[str, list[float]]:
+    "Seconds of each import, round by round; the first round, left out, fills the disk's cache"
     times = {name: [] for name in CASES}
     for i in range(rounds + 1):
         for name, code in CASES.items():
             s = seconds(code)
-            if i: times[name].append(s)   # the first round fills the disk's cache
-    for name, s in times.items():
-        more = '' if name == 'torch' else f"; {spread([a - b for a, b in zip(s, times['torch'])], '+.2f')} s more than torch"
-        print(f"{name:16} {spread(s, '.2f')} s{more}")
-    claim('importing every module, seconds more than torch', 0.3, statistics.median([a - b for a, b in zip(times['every module'], times['torch'])]))
-    own = subprocess.run([sys.executable, '-X', 'importtime', '-c', CASES['every module']], capture_output=True, text=True, check=True).stderr
+            if i: times[name].append(s)
+    return times
+
+
+def slowest(code:str, n:int=6) -> list[tuple[int, str]]:
+    "Microseconds and names of the modules after torch that take longest by themselves"
+    own = python('-X', 'importtime', '-c', code).stderr
     rows = [line.removeprefix('import time:').split('|') for line in own.splitlines()[1:]]
-    after = rows[next(i for i, r in enumerate(rows) if r[2] == ' torch') + 1:]
-    slowest = sorted(((int(r[0]), r[2].strip()) for r in after), reverse=True)[:6]
-    print('slowest by themselves: ' + ', '.join(f'{name} {us/1000:.0f} ms' for us, name in slowest))
+    names = [name for _, _, name in rows]
+    after = rows[names.index(' torch') + 1:]
+    return sorted(((int(us), name.strip()) for us, _, name in after), reverse=True)[:n]
+
+
+def main(rounds:int):
+    print(where())
+    times = measure(rounds)
+    for name, s in times.items():
+        line = f"{name:16} {spread(s, '.2f')} s"
+        more = spread(differences(s, times['torch']), '+.2f')
+        print(line if name == 'torch' else f"{line}; {more} s more than torch")
+    median = statistics.median(differences(times['every module'], times['torch']))
+    claim('importing every module, seconds more than torch', 0.3, median)
+    by_themselves = [f'{name} {us/1000:.0f} ms' for us, name in slowest(CASES['every module'])]
+    print('slowest by themselves: ' + ', '.join(by_themselves))
 
 
 if __name__ == '__main__': main(options(__doc__, rounds=5).rounds)

@@ -1,13 +1,16 @@
-"""What chapter 08's recipes reach on MNIST's validation split, over several seeds, and how long they train.
+"""What chapter 08's recipes reach on MNIST's validation split, over several seeds, and how soon.
 
-Seconds are those of the training batches; validation and the views of each image come on top, once, at the end. On a GPU, a first run of the recipe warms up, and the time to 99% is taken as well.
+Seconds are those of the training batches; validation and the views of each image come on top, once,
+at the end. On a GPU, a first run of the recipe warms up.
+
 Run it with nothing else going on: python benchmarks/recipes.py [--seeds 5] [--eight 0]
 """
 import statistics
 import time
+from typing import NamedTuple
 
 import torch
-from common import claim, options, where
+from common import claim, options, synchronize, where
 
 from minifastai.datasets import get_data
 from minifastai.data import DataBunch, Dataset, get_dls, normalize_to
@@ -22,34 +25,71 @@ class TrainingTime(Callback):
     seconds = 0.
 
     def _now(self):
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        synchronize()
         return time.perf_counter()
 
     def begin_epoch(self): self.start = self._now()
     def begin_validate(self): self.seconds += self._now() - self.start
 
 
+class Result(NamedTuple):
+    "Accuracies on the validation set, from one view of an image and from several, and the time"
+    plain: float
+    viewed: float
+    seconds: float
+
+
+def datasets(device) -> tuple[Dataset, Dataset]:
+    "MNIST's images (N, 1, 28, 28) to train on and to validate on, on `device`"
+    x_train, y_train, x_valid, y_valid = get_data('mnist', download=False)
+    pairs = zip(normalize_to(x_train, x_valid), (y_train, y_valid))
+    return tuple(Dataset(x.view(-1, 1, 28, 28).to(device), y.to(device)) for x, y in pairs)
+
+
+def train(recipe, train_ds, valid_ds, seed:int) -> Result:
+    torch.manual_seed(seed)
+    data = DataBunch(*get_dls(train_ds, valid_ds, recipe.bs), c=10)
+    learn, run = recipe.learn_run(data, [clock := TrainingTime()])
+    run.fit(recipe.epochs, learn)
+
+    def accuracy(look):
+        pred = recipe.predict(learn.model, valid_ds.x, look)
+        return (pred.argmax(1) == valid_ds.y.cpu()).float().mean().item()
+
+    return Result(accuracy('once'), accuracy('views'), clock.seconds)
+
+
+def report(name:str, results:list[Result], target:float):
+    "Print what the runs of a recipe reached on average"
+    plain, viewed, seconds = zip(*results)
+    n = len(results)
+    mean = statistics.mean(viewed)
+    print(f'{name:13} mean of {n}: {statistics.mean(plain):.4f}, several views {mean:.4f} '
+          f'(lowest {min(viewed):.4f}, highest {max(viewed):.4f}); '
+          f'median {statistics.median(seconds):.1f} s')
+    what = f'{name}: accuracy on the validation set by several looks, mean of {n}'
+    claim(what, target, mean, '>=')
+    if name == 'one-epoch' and default_device().type == 'cpu':
+        claim('one-epoch: seconds of training', 15, statistics.median(seconds))
+
+
 def main(seeds:int, first:int, one:int, eight:int):
     device = default_device()
-    x_train, y_train, x_valid, y_valid = get_data('mnist', download=False)
-    x_train, x_valid = (x.view(-1, 1, 28, 28).to(device) for x in normalize_to(x_train, x_valid))
-    y_train, y_valid = y_train.to(device), y_valid.to(device)
+    train_ds, valid_ds = datasets(device)
     print(where())
-    for name, wanted, target in (('one-epoch', one, 0.993), ('eight-epochs', eight, 0.9965)):
+    for name, wanted, target in (
+        ('one-epoch', one, 0.993),
+        ('eight-epochs', eight, 0.9965),
+    ):
         if not wanted: continue
-        recipe, plain, viewed, seconds = RECIPES[name], [], [], []
-        for seed in range(first - (device.type == 'cuda'), first + seeds):
-            torch.manual_seed(seed)
-            data = DataBunch(*get_dls(Dataset(x_train, y_train), Dataset(x_valid, y_valid), recipe.bs), c=10)
-            learn, run = recipe.learn_run(data, [clock := TrainingTime()])
-            run.fit(recipe.epochs, learn)
-            right = [(recipe.predict(learn.model, x_valid, look).argmax(1) == y_valid.cpu()).float().mean().item() for look in ('once', 'views')]
-            if seed < first: continue
-            plain.append(right[0]); viewed.append(right[1]); seconds.append(clock.seconds)
-            print(f'{name:13} seed {seed}: {right[0]:.4f}, several views {right[1]:.4f}, {clock.seconds:.1f} s', flush=True)
-        print(f'{name:13} mean of {seeds}: {statistics.mean(plain):.4f}, several views {statistics.mean(viewed):.4f} (lowest {min(viewed):.4f}, highest {max(viewed):.4f}); median {statistics.median(seconds):.1f} s')
-        claim(f'{name}: accuracy on the validation set by several looks, mean of {seeds}', target, statistics.mean(viewed), '>=')
-        if name == 'one-epoch' and device.type == 'cpu': claim('one-epoch: seconds of training', 15, statistics.median(seconds))
+        if device.type == 'cuda': train(RECIPES[name], train_ds, valid_ds, first - 1)   # warms up
+        results = []
+        for seed in range(first, first + seeds):
+            res = train(RECIPES[name], train_ds, valid_ds, seed)
+            results.append(res)
+            print(f'{name:13} seed {seed}: {res.plain:.4f}, several views {res.viewed:.4f}, '
+                  f'{res.seconds:.1f} s', flush=True)
+        report(name, results, target)
 
 
 if __name__ == '__main__':

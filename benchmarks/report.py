@@ -1,52 +1,107 @@
-"""Runs the benchmarks and writes what they print to benchmarks/results.md, with the machine, the versions and the date, and a table of the claims.
+"""Runs the benchmarks and writes what they print to benchmarks/results.md.
 
-python benchmarks/report.py runs those that fit in five minutes; python benchmarks/report.py --all the training of chapter 08's recipes as well, which takes a quarter of an hour. Nothing else should run on the machine.
+With it go the machine, the versions, the date, and a table of the claims. python
+benchmarks/report.py runs those that fit in five minutes; python benchmarks/report.py --all trains
+chapter 08's recipes as well, which takes a quarter of an hour. Nothing else should run on the
+machine.
 """
 import argparse
+import ast
 import datetime
+import operator
 import os
 import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
-QUICK = ['steps.py', 'epoch.py', 'norms.py', 'telemetry.py', 'imports.py', 'memory.py', 'growth.py', 'checkpoints.py']
+QUICK = ['steps.py', 'epoch.py', 'norms.py', 'telemetry.py', 'imports.py', 'memory.py',
+         'growth.py', 'checkpoints.py']
 LONG = ['recipes.py']
+CLAIM = '=> '   # how the line of a claim begins
+LIMITS = {'>=': ('at least', operator.ge), '<=': ('at most', operator.le)}
 
 
-def processor() -> str:
-    "The processor's name, as far as the system tells"
-    try: return next(line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
+class Claim(NamedTuple):
+    "A line that `common.claim` printed"
+    name: str
+    how: str
+    target: str
+    value: str
+
+    def row(self) -> str:
+        "The claim as a row of the table"
+        limit, reaches = LIMITS[self.how]
+        reached = 'yes' if reaches(float(self.value), float(self.target)) else '**no**'
+        return f"| {self.name} | {limit} {self.target} | {self.value} | {reached} |"
 
 
-def main(scripts:list[str]):
-    sections, claims = [], []
-    for script in scripts:
-        print(f'{script} ...', flush=True)
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, HERE/script], capture_output=True, text=True)
-        if done.returncode: sys.exit(f'{script} failed:\n{done.stderr}')
-        lines = done.stdout.splitlines()
-        claims += [line[3:].split(' | ') for line in lines if line.startswith('=> ')]
-        text = '\n'.join(line for line in lines if not line.startswith('=> '))
-        doc = (HERE/script).read_text().split('"""')[1].split('\n')[0]
-        sections.append(f'## {doc.split(":")[0]}: `python benchmarks/{script}`\n{doc}\n\n```\n{text}\n```\n')
-        print(f'{text}\n({time.perf_counter() - start:.0f} s)\n', flush=True)
-    table = '\n'.join(f"| {name} | {'at least' if how == '>=' else 'at most'} {target} | {value} | {'yes' if (float(value) >= float(target) if how == '>=' else float(value) <= float(target)) else '**no**'} |" for name, how, target, value in claims)
-    notes = (HERE/'notes.md').read_text()
-    (HERE/'results.md').write_text(f"""# What the benchmarks printed
+PAGE = """# What the benchmarks printed
 
-Written by `make bench` on {datetime.date.today():%d %B %Y}: {processor()}, {os.cpu_count()} processors, {platform.system()}, Python {platform.python_version()}; PyTorch's version stands in each block. Times differ from machine to machine and from run to run; the ratios are what to look at. Where several numbers stand in brackets, they are quartiles.
+Written by `make bench` on {date:%d %B %Y}: {machine}; PyTorch's version stands in each block. \
+Times differ from machine to machine and from run to run; the ratios are what to look at. \
+Where several numbers stand in brackets, they are quartiles.
 
 | claim | target | measured | reached |
 |---|---|---|---|
 {table}
 
 {notes}
-""" + '\n'.join(sections))
+{sections}"""
+
+
+def processor() -> str:
+    "The processor's name, as far as the system tells"
+    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError: lines = []
+    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+    return next(iter(names), platform.processor() or platform.machine())
+
+
+def machine() -> str:
+    return (f'{processor()}, {os.cpu_count()} processors, {platform.system()}, '
+            f'Python {platform.python_version()}')
+
+
+def heading(script:str) -> str:
+    "A script's heading, and below it the first two paragraphs of its docstring"
+    doc = ast.get_docstring(ast.parse((HERE/script).read_text()))
+    title, description, *_ = (' '.join(part.split('\n')) for part in doc.split('\n\n'))
+    subject = title.split(':')[0].rstrip('.')
+    return f'## {subject}: `python benchmarks/{script}`\n{title} {description}'
+
+
+def measure(script:str) -> tuple[list[Claim], str]:
+    "The claims that a script prints, and the rest"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, HERE/script], capture_output=True, text=True)
+    if done.returncode: sys.exit(f'{script} failed:\n{done.stderr}')
+    lines = done.stdout.splitlines()
+    claims = [Claim(*line.removeprefix(CLAIM).split(' | ')) for line in lines
+              if line.startswith(CLAIM)]
+    text = '\n'.join(line for line in lines if not line.startswith(CLAIM))
+    print(f'{text}\n({time.perf_counter() - start:.0f} s)\n', flush=True)
+    return claims, text
+
+
+def main(scripts:list[str]):
+    sections, claims = [], []
+    for script in scripts:
+        print(f'{script} ...', flush=True)
+        its_claims, text = measure(script)
+        claims += its_claims
+        sections.append(f'{heading(script)}\n\n```\n{text}\n```\n')
+    page = PAGE.format(
+        date=datetime.date.today(),
+        machine=machine(),
+        table='\n'.join(claim.row() for claim in claims),
+        notes=(HERE/'notes.md').read_text(),
+        sections='\n'.join(sections),
+    )
+    (HERE/'results.md').write_text(page)
     print(f'Written: {HERE/"results.md"}')
 
 

@@ -1,7 +1,12 @@
-"""What a training step costs beside its arithmetic: our loop, skorch, pytorch-ignite, Lightning and fastai against a loop written by hand.
+"""What a training step costs beside its arithmetic, against a loop written by hand.
 
-A 784-50-10 network, batches of 64, one thread, the same batches for all. Everybody keeps the same books: mean loss and accuracy of the epoch, and (we and the loop by hand) loss and learning rate of each step. Ours is timed with no callback and with ten as well, against a loop without books.
-Trainers take turns, an epoch each, and each ratio is that of two neighbours in time. Peers that are not installed (pip install 'minifastai[bench]') are left out.
+Our loop, skorch, pytorch-ignite, Lightning and fastai: a 784-50-10 network, batches of 64, one
+thread, the same batches for all. Everybody keeps the same books: mean loss and accuracy of the
+epoch, and (we and the loop by hand) loss and learning rate of each step. Ours is timed with no
+callback and with ten as well, against a loop without books. Trainers take turns, an epoch each, and
+each ratio is that of two neighbours in time. Peers that are not installed
+(pip install 'minifastai[bench]') are left out.
+
 Run it with nothing else going on: python benchmarks/steps.py
 """
 import logging
@@ -25,8 +30,12 @@ from minifastai.recorder import Recorder
 def new(): return nn.Sequential(nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 10))
 
 
+def sgd(model): return optim.SGD(model.parameters(), lr=0.1)
+
+
 def hand(batches, books:bool=True):
-    model = new(); opt = optim.SGD(model.parameters(), lr=0.1)
+    model = new()
+    opt = sgd(model)
     return lambda: by_hand(model, opt, batches, books)
 
 
@@ -43,7 +52,8 @@ class Idle(Callback):
 
 def ours(batches, cbs):
     model = new()
-    learn, run = Learner(model, optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, DataBunch(batches, c=10)), Runner(cbs)
+    learn = Learner(model, sgd(model), F.cross_entropy, DataBunch(batches, c=10))
+    run = Runner(cbs)
     run.show_stats = lambda *stats: None
     return lambda: run.fit(1, learn)
 
@@ -51,12 +61,23 @@ def ours(batches, cbs):
 def skorch(batches):
     from skorch import NeuralNetClassifier
     from skorch.callbacks import EpochScoring
+
     class Loader:   # skorch makes its own
         def __init__(self, dataset, **kwargs): pass
         def __iter__(self): return iter(batches)
         def __len__(self): return len(batches)
-    net = NeuralNetClassifier(new(), criterion=nn.CrossEntropyLoss, optimizer=optim.SGD, lr=0.1, iterator_train=Loader, train_split=None, verbose=0,
-                              callbacks=[('train_acc', EpochScoring('accuracy', on_train=True, name='train_acc', lower_is_better=False))])
+
+    score = EpochScoring('accuracy', on_train=True, name='train_acc', lower_is_better=False)
+    net = NeuralNetClassifier(
+        new(),
+        criterion=nn.CrossEntropyLoss,
+        optimizer=optim.SGD,
+        lr=0.1,
+        iterator_train=Loader,
+        train_split=None,
+        verbose=0,
+        callbacks=[('train_acc', score)],
+    )
     net.initialize()
     x, y = (torch.cat([b[i] for b in batches.batches]) for i in (0, 1))
     return lambda: net.partial_fit(x, y)
@@ -66,28 +87,48 @@ def ignite(batches):
     from ignite.engine import create_supervised_trainer
     from ignite.metrics import Accuracy, Loss
     model = new()
-    trainer = create_supervised_trainer(model, optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, output_transform=lambda x, y, y_pred, loss: (y_pred, y))
-    Accuracy().attach(trainer, 'accuracy'); Loss(F.cross_entropy).attach(trainer, 'loss')
+    trainer = create_supervised_trainer(model, sgd(model), F.cross_entropy,
+                                        output_transform=lambda x, y, y_pred, loss: (y_pred, y))
+    Accuracy().attach(trainer, 'accuracy')
+    Loss(F.cross_entropy).attach(trainer, 'loss')
     return lambda: trainer.run(batches, max_epochs=1)
 
 
-def lightning(batches):
+def lightning_module():
+    "The network as Lightning wants it"
     import lightning as L
     import torchmetrics
+
     class Net(L.LightningModule):
         def __init__(self):
             super().__init__()
-            self.model, self.accuracy = new(), torchmetrics.classification.MulticlassAccuracy(10, average='micro')
+            self.model = new()
+            self.accuracy = torchmetrics.classification.MulticlassAccuracy(10, average='micro')
+
         def training_step(self, batch, i):
             xb, yb = batch
             pred = self.model(xb)
             loss = F.cross_entropy(pred, yb)
             self.accuracy(pred, yb)
-            self.log('loss', loss, on_step=False, on_epoch=True); self.log('accuracy', self.accuracy, on_step=False, on_epoch=True)
+            self.log('loss', loss, on_step=False, on_epoch=True)
+            self.log('accuracy', self.accuracy, on_step=False, on_epoch=True)
             return loss
-        def configure_optimizers(self): return optim.SGD(self.parameters(), lr=0.1)
-    net = Net()
-    return lambda: L.Trainer(max_epochs=1, accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False).fit(net, batches)
+
+        def configure_optimizers(self): return sgd(self)
+
+    return Net()
+
+
+def lightning(batches):
+    import lightning as L
+    net = lightning_module()
+    quiet = dict(
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return lambda: L.Trainer(max_epochs=1, accelerator='cpu', **quiet).fit(net, batches)
 
 
 def fastai(batches):
@@ -95,17 +136,63 @@ def fastai(batches):
     from fastai.learner import Learner as FastaiLearner
     from fastai.metrics import accuracy as fastai_accuracy
     from fastai.optimizer import OptimWrapper
-    batches.device, batches.to = torch.device('cpu'), lambda device: batches   # what it asks of a loader
-    learn = FastaiLearner(DataLoaders(batches, Batches([])), new(), loss_func=F.cross_entropy, opt_func=partial(OptimWrapper, opt=optim.SGD), lr=0.1,
-                          metrics=fastai_accuracy, cbs=[], default_cbs=True)
+    # what it asks of a loader
+    batches.device = torch.device('cpu')
+    batches.to = lambda device: batches
+    learn = FastaiLearner(
+        DataLoaders(batches, Batches([])),
+        new(),
+        loss_func=F.cross_entropy,
+        opt_func=partial(OptimWrapper, opt=optim.SGD),
+        lr=0.1,
+        metrics=fastai_accuracy,
+        cbs=[],
+        default_cbs=True,
+    )
     learn.recorder.train_metrics = True
     learn.logger = lambda *args: None
     return lambda: learn.fit(1)   # without fastai.callback.progress there is no progress bar
 
 
-PAIRS = [('no callback', lambda b: ours(b, []), partial(hand, books=False)), ('ten callbacks that do nothing', lambda b: ours(b, [Idle(i) for i in range(10)]), partial(hand, books=False)),
-         ('recorder and metrics', lambda b: ours(b, [Recorder(), AvgStatsCallback(accuracy)]), hand),
-         ('skorch', skorch, hand), ('ignite', ignite, hand), ('Lightning', lightning, hand), ('fastai', fastai, hand)]
+without_books = partial(hand, books=False)
+PAIRS = {
+    'no callback': (lambda b: ours(b, []), without_books),
+    'ten callbacks that do nothing': (
+        lambda b: ours(b, [Idle(i) for i in range(10)]),
+        without_books,
+    ),
+    'recorder and metrics': (lambda b: ours(b, [Recorder(), AvgStatsCallback(accuracy)]), hand),
+    'skorch': (skorch, hand),
+    'ignite': (ignite, hand),
+    'Lightning': (lightning, hand),
+    'fastai': (fastai, hand),
+}
+CLAIMED = ('no callback', 'recorder and metrics')
+WARM_UP = 2   # rounds
+
+
+def trainers(batches) -> dict[str, list[tuple]]:
+    "For each pair that is installed, two functions that train an epoch, each with its loader"
+    fits = {}
+    for name, makers in PAIRS.items():
+        loaders = [Batches(batches), Batches(batches)]
+        try: fits[name] = [(make(loader), loader) for make, loader in zip(makers, loaders)]
+        except (ImportError, RuntimeError) as e: print(f'{name}: left out ({e})')
+    return fits
+
+
+def measure(fits, rounds:int) -> dict[str, tuple[list[float], list[float]]]:
+    "Seconds a step of both trainers of each pair, round by round"
+    seconds = {name: ([], []) for name in fits}
+    for i in range(WARM_UP + rounds):
+        for name, pair in fits.items():
+            for (fit, loader), s in zip(pair, seconds[name]):
+                fit()
+                if i >= WARM_UP: s.append(loader.per_step)
+    return seconds
+
+
+def us(seconds:list[float]) -> str: return f'{statistics.median(seconds)*1e6:10.0f}'
 
 
 def main(rounds:int, steps:int):
@@ -113,24 +200,19 @@ def main(rounds:int, steps:int):
     batches = [(torch.randn(64, 784), torch.randint(10, (64,))) for _ in range(steps)]
     print(where('skorch', 'pytorch-ignite', 'lightning', 'fastai'))
     print(f'{rounds} rounds of {steps} steps')
-    fits = {}
-    for name, *makers in PAIRS:
-        loaders = [Batches(batches), Batches(batches)]
-        try: fits[name] = [(make(loader), loader) for make, loader in zip(makers, loaders)]
-        except (ImportError, RuntimeError) as e: print(f'{name}: left out ({e})')
-    seconds = {name: ([], []) for name in fits}
-    for i in range(rounds + 2):
-        for name, pair in fits.items():
-            for (fit, loader), s in zip(pair, seconds[name]):
-                fit()
-                if i >= 2: s.append(loader.per_step)   # the first two rounds warm up
-    print(f"{'':30}{'us a step':>10}{'by hand':>10}   times that by hand, median (quartiles)")
+    seconds = measure(trainers(batches), rounds)
+    header = f"{'':30}{'us a step':>10}{'by hand':>10}"
+    print(f'{header}   times that by hand, median (quartiles)')
     for name, (a, b) in seconds.items():
-        print(f'{name:30}{statistics.median(a)*1e6:10.0f}{statistics.median(b)*1e6:10.0f}   {spread(ratios(a, b))}')
-        if name in ('no callback', 'recorder and metrics'): claim(f'a step, {name}, times that of a loop by hand', 1.05, statistics.median(ratios(a, b)))
+        print(f'{name:30}{us(a)}{us(b)}   {spread(ratios(a, b))}')
+        if name not in CLAIMED: continue
+        median = statistics.median(ratios(a, b))
+        claim(f'a step, {name}, times that of a loop by hand', 1.05, median)
 
 
 if __name__ == '__main__':
     args = options(__doc__, threads=1, rounds=13, steps=200)
-    warnings.simplefilter('ignore'); logging.disable(logging.WARNING); os.environ['PYTHONWARNINGS'] = 'ignore'
+    warnings.simplefilter('ignore')
+    logging.disable(logging.WARNING)
+    os.environ['PYTHONWARNINGS'] = 'ignore'
     main(args.rounds, args.steps)

@@ -1,4 +1,4 @@
-"The lesson's lines of chapter 06 as they stand, and its parts on shapes and input that the chapter does not have."
+"The lesson's lines of chapter 06, and its functions on shapes and input that the chapter lacks."
 import copy
 import math
 import pickle
@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from helpers import LESSON_DATA
 from torch import nn, optim
 
+from minifastai.callbacks import Callback, Learner, Runner
+from minifastai.cnn import (BatchTransformXCallback, CudaCallback, GeneralRelu, Lambda, act_gain,
+                            conv2d, default_device, flatten, get_cnn_layers, get_cnn_model,
+                            get_learn_run, get_runner, init_cnn, mnist_resize, view_tfm)
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.callbacks import Callback
 from minifastai.learner import Learner, Runner
@@ -59,7 +63,8 @@ with Hooks(model, append_stats) as hooks:
 sched = combine_scheds([0.5, 0.5], [sched_cos(0.2, 1.), sched_cos(1., 0.1)])
 learn,run = get_learn_run(nfs, data, 1., conv_layer, cbs=cbfs+[partial(ParamScheduler,'lr', sched)])
 run.fit(2, learn)
-learn,run = get_learn_run(nfs, data, 1., conv_layer, uniform=True, cbs=cbfs+[partial(ParamScheduler,'lr', sched)])
+learn,run = get_learn_run(nfs, data, 1., conv_layer, uniform=True,
+                          cbs=cbfs+[partial(ParamScheduler,'lr', sched)])
 run.fit(1, learn)
 t = ListContainer(range(10))
 t[[1,2]], t[[False]*8 + [True,False]]
@@ -70,38 +75,58 @@ def test_the_lessons_lines():
     pytest.importorskip('sklearn')
     names = {}
     exec(LESSON, names)
-    assert names['run'].recorder.lrs[-1][0] == pytest.approx(0.2) and len(names['hooks'][0].stats[0]) == 3
+    assert names['run'].recorder.lrs[-1][0] == pytest.approx(0.2)
+    assert len(names['hooks'][0].stats[0]) == 3
 
 
 def images(c=1, size=28, n=8, classes=10):
+    "`n` random images and labels, in batches of 4"
     ds = Dataset(torch.randn(n, c, size, size), torch.randint(classes, (n,)))
     return DataBunch(*get_dls(ds, ds, 4), classes)
 
 
-@pytest.mark.parametrize('c,size,nfs', [(1, 28, [8, 16, 32, 32]), (3, 28, [4]), (3, 37, [4, 6, 8]), (2, 5, [3, 3, 3, 3])])
+@pytest.mark.parametrize('c,size,nfs', [
+    (1, 28, [8, 16, 32, 32]),
+    (3, 28, [4]),
+    (3, 37, [4, 6, 8]),
+    (2, 5, [3, 3, 3, 3]),
+])
 def test_channels_and_sizes(c, size, nfs):
     data = images(c, size, classes=7)
     learn, run = get_learn_run(nfs, data, 0.1, conv_layer, leak=0.1)
     run.fit(1, learn)
-    assert learn.model(data.train_ds[0][0][None]).shape == (1, 7)
-    assert get_cnn_layers(data, nfs)[0][0].in_channels == c and get_cnn_layers(data, nfs, n_in=5)[0][0].in_channels == 5
+    image, _ = data.train_ds[0]
+    assert learn.model(image[None]).shape == (1, 7)
+    assert get_cnn_layers(data, nfs)[0][0].in_channels == c
+    assert get_cnn_layers(data, nfs, n_in=5)[0][0].in_channels == 5
     for wrong in ((2, c + 1, size, size), (2, c*size*size), (c, size, size)):
         with pytest.raises(ValueError, match=rf'\(N, {c}, H, W\)'): learn.model(torch.zeros(wrong))
 
 
 def test_what_data_do_not_say():
     x, y = torch.zeros(4, 3, 8, 8), torch.zeros(4).long()
-    assert get_cnn_model(DataBunch([(x, y)], c=10), [4])(x).shape == (4, 10)   # a list of batches
-    for data in (DataBunch(iter([(x, y)]), c=10), DataBunch([(x[:, 0], y)], c=10), DataBunch([], c=10)):
+    list_of_batches = DataBunch([(x, y)], c=10)
+    assert get_cnn_model(list_of_batches, [4])(x).shape == (4, 10)
+
+    for train_dl in (iter([(x, y)]), [(x[:, 0], y)], []):
+        data = DataBunch(train_dl, c=10)
         with pytest.raises(ValueError, match='n_in='): get_cnn_model(data, [4])
         assert get_cnn_model(data, [4], n_in=3)(x).shape == (4, 10)
-    with pytest.raises(ValueError, match='neither'): get_cnn_model(DataBunch([(torch.zeros(4, 28, 28, 1), y)], c=10), [4])   # (H, W, C)
+
+    channels_at_the_end = DataBunch([(torch.zeros(4, 28, 28, 1), y)], c=10)   # (N, H, W, C)
+    with pytest.raises(ValueError, match='neither'): get_cnn_model(channels_at_the_end, [4])
+
+
+def test_what_no_network_can_be_made_of():
     for n_in in ('3', 0, True):
-        with pytest.raises(ValueError, match='number of channels'): get_cnn_model(images(), [4], n_in=n_in)
+        with pytest.raises(ValueError, match='number of channels'):
+            get_cnn_model(images(), [4], n_in=n_in)
     for nfs in ([], [0], [8, -1], ['8'], [8.5], [True], None):
         with pytest.raises(ValueError, match='channel counts'): get_cnn_layers(images(), nfs)
+    batch = torch.zeros(4, 3, 8, 8), torch.zeros(4).long()
     for classes in (None, 0, 2.5):
-        with pytest.raises(ValueError, match='number of classes'): get_cnn_layers(DataBunch([(x, y)], c=classes), [4])
+        data = DataBunch([batch], c=classes)
+        with pytest.raises(ValueError, match='number of classes'): get_cnn_layers(data, [4])
 
 
 def test_models_can_be_copied_saved_and_moved():
@@ -117,30 +142,47 @@ def test_models_can_be_copied_saved_and_moved():
 @pytest.mark.parametrize('sub', [None, 0.4])
 @pytest.mark.parametrize('maxv', [None, 1.])
 def test_general_relu_gradients(leak, sub, maxv):
+    act = GeneralRelu(leak, sub, maxv)
     x = torch.randn(40, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(GeneralRelu(leak, sub, maxv), x)
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), GeneralRelu(leak, sub, maxv), nn.Flatten())
+    assert torch.autograd.gradcheck(act, x)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), act, nn.Flatten())
     model(torch.randn(2, 1, 6, 6)).sum().backward()
-    drawn = GeneralRelu(leak, sub, maxv)(torch.randn(2_000_000, generator=torch.Generator().manual_seed(1)))
-    assert act_gain(GeneralRelu(leak, sub, maxv)) == pytest.approx(drawn.pow(2).mean().rsqrt().item(), rel=5e-3)
+    drawn = act(torch.randn(2_000_000, generator=torch.Generator().manual_seed(1)))
+    assert act_gain(act) == pytest.approx(drawn.pow(2).mean().rsqrt().item(), rel=5e-3)
 
 
-def test_init_keeps_the_signals_size_through_any_depth():
-    "Pre-activations have a mean square near 1 behind each convolution, averaged over weights (circular padding: no border)"
-    for act in (nn.ReLU(), GeneralRelu(0.1, 0.4, 6.), nn.Tanh(), nn.SiLU()):
-        for uniform in (False, True):
-            torch.manual_seed(0)
-            convs = [nn.Conv2d(128 if i else 16, 128, 3, padding=1, padding_mode='circular') for i in range(8)]
-            model = nn.Sequential(*[nn.Sequential(c, act) for c in convs])
-            init_cnn(model, uniform)
-            outs = []
-            for c in convs: c.register_forward_hook(lambda m, i, o: outs.append(o.pow(2).mean().item()))
-            model(torch.randn(16, 16, 8, 8))
-            assert all(0.5 < v < 2 for v in outs), (act, outs)
+@pytest.mark.parametrize('uniform', [False, True])
+@pytest.mark.parametrize('act', [
+    nn.ReLU(),
+    GeneralRelu(0.1, 0.4, 6.),
+    nn.Tanh(),
+    nn.SiLU(),
+], ids=lambda act: type(act).__name__)
+def test_init_keeps_the_signals_size_through_any_depth(act, uniform):
+    """Pre-activations have a mean square near 1 after each convolution.
+
+    The mean is over weights too; with circular padding there is no border.
+    """
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(ni, 128, 3, padding=1, padding_mode='circular') for ni in [16] + [128]*7]
+    model = nn.Sequential(*[nn.Sequential(conv, act) for conv in convs])
+    init_cnn(model, uniform)
+    mean_squares = []
+    for conv in convs:
+        conv.register_forward_hook(lambda m, i, o: mean_squares.append(o.pow(2).mean().item()))
+    model(torch.randn(16, 16, 8, 8))
+    assert len(mean_squares) == len(convs)
+    assert all(0.5 < v < 2 for v in mean_squares), mean_squares
 
 
 def test_init_touches_convolutions_only():
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, groups=1), nn.MultiheadAttention(4, 2), nn.Conv1d(2, 2, 3, bias=False))
+    model = nn.Sequential(
+        nn.Linear(3, 3),
+        nn.BatchNorm2d(3),
+        nn.Conv2d(3, 4, 3, groups=1),
+        nn.MultiheadAttention(4, 2),
+        nn.Conv1d(2, 2, 3, bias=False),
+    )
     before = {k: v.clone() for k, v in model.state_dict().items()}
     init_cnn(model)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
@@ -149,15 +191,24 @@ def test_init_touches_convolutions_only():
 
 def test_cuda_callback_moves_everything():
     seen = []
+
     class Look(Callback):
         _order = 9
-        def begin_batch(self): seen.append((self.xb.device, self.yb.device))
+        def begin_batch(self): seen.extend([self.xb.device, self.yb.device])
+
     data = images()
     model = get_cnn_model(data, [4])
-    learn = Learner(model, optim.SGD(model.parameters(), lr=0.1, momentum=0.9), F.cross_entropy, data)
-    for cb in (CudaCallback('cpu'), CudaCallback(torch.device('cpu')), CudaCallback()): Runner([cb, Look()]).fit(1, learn)
-    assert {d.type for pair in seen[-3:] for d in pair} == {default_device().type}
-    assert {v.device.type for s in learn.opt.state.values() for v in s.values() if isinstance(v, torch.Tensor)} == {default_device().type}
+    opt = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    learn = Learner(model, opt, F.cross_entropy, data)
+    for cb in (CudaCallback('cpu'), CudaCallback(torch.device('cpu')), CudaCallback()):
+        Runner([cb, Look()]).fit(1, learn)
+
+    state = [v for s in opt.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+    assert {device.type for device in seen[-6:]} == {default_device().type}
+    assert {v.device.type for v in state} == {default_device().type}
+
+
+def test_cuda_callback_refuses_devices_that_it_cannot_use():
     with pytest.raises(ValueError, match="cannot use the device 'cuda:99'"): CudaCallback('cuda:99')
     for wrong in ('gpu', 'meta'):
         with pytest.raises(ValueError, match='cannot use the device'): CudaCallback(wrong)
@@ -178,35 +229,55 @@ def test_runner_takes_callbacks_and_functions_that_make_them():
         learn, run = get_runner(get_cnn_model(data, [2]), data, cbs=cbs)
         assert learn.opt.param_groups[0]['lr'] == 0.6
         run.fit(1, learn)
-    learn, run = get_runner(get_cnn_model(data, [2]), data, 0.1, opt_func=optim.Adam, loss_func=lambda p, y: p.sum())
+
+    model = get_cnn_model(data, [2])
+    learn, run = get_runner(model, data, 0.1, opt_func=optim.Adam, loss_func=lambda p, y: p.sum())
     assert isinstance(learn.opt, optim.Adam)
 
 
 def test_views():
     x = torch.arange(24.).view(2, 12)
-    assert torch.equal(view_tfm(3, 4)(x), x.view(2, 3, 4)) and torch.equal(view_tfm(12)(x.t().contiguous().t()), x)
-    assert torch.equal(flatten(view_tfm(3, 4)(x)), x) and torch.equal(Lambda(lambda t: t*2)(x), x*2)
+    to_3_by_4 = view_tfm(3, 4)
+    assert torch.equal(to_3_by_4(x), x.view(2, 3, 4))
+    assert torch.equal(view_tfm(12)(x.t().contiguous().t()), x)
+    assert torch.equal(flatten(to_3_by_4(x)), x)
+    assert torch.equal(Lambda(lambda t: t*2)(x), x*2)
     assert mnist_resize(torch.zeros(0, 784)).shape == (0, 1, 28, 28)
+    assert pickle.loads(pickle.dumps(to_3_by_4))(x).shape == (2, 3, 4)
     for size in ((5,), (3, 5), (24,)):
         with pytest.raises(ValueError, match='12 numbers for each item'): view_tfm(*size)(x)
-    assert pickle.loads(pickle.dumps(view_tfm(3, 4)))(x).shape == (2, 3, 4)
+    for wrong in ((), (0,), ((1, 28, 28),), ('1',)):
+        with pytest.raises(ValueError, match='view_tfm'): view_tfm(*wrong)
 
 
 def test_conv_layers_sizes():
+    x = torch.zeros(1, 2, 10, 13)
     for ks in (1, 3, 5, 7):
         for stride in (1, 2, 3):
-            for f in (conv2d, conv_layer): assert f(2, 3, ks, stride)(torch.zeros(1, 2, 10, 13)).shape == (1, 3, math.ceil(10/stride), math.ceil(13/stride))
+            shape = 1, 3, math.ceil(10/stride), math.ceil(13/stride)
+            for make in (conv2d, conv_layer): assert make(2, 3, ks, stride)(x).shape == shape
+
+
+class ReluDefinedLast(nn.Module):
+    "Two convolutions and one ReLU, which is used after both and defined last"
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(32, 32, 3)
+        self.conv2 = nn.Conv2d(32, 32, 3)
+        self.relu = nn.ReLU()
 
 
 def test_init_of_models_whose_order_is_not_that_of_definition():
-    class Block(nn.Module):   # one ReLU, used twice, defined last
-        def __init__(self): super().__init__(); self.conv1, self.conv2, self.relu = nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3), nn.ReLU()
-    for model in (nn.Sequential(Block(), Block()), nn.ModuleList([nn.Conv2d(32, 32, 3) for _ in range(4)])):   # the second calls F.relu
+    blocks = nn.Sequential(ReluDefinedLast(), ReluDefinedLast())
+    without_relu_modules = nn.ModuleList([nn.Conv2d(32, 32, 3) for _ in range(4)])   # calls F.relu
+    for model in (blocks, without_relu_modules):
         torch.manual_seed(0)
         init_cnn(model)
-        gains = [m.weight.std().item()*math.sqrt(32*9) for m in model.modules() if isinstance(m, nn.Conv2d)]
+        convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        gains = [conv.weight.std().item()*math.sqrt(32*9) for conv in convs]
         assert gains == pytest.approx([1, 2**.5, 2**.5, 2**.5], rel=0.03)
+
+
+def test_activations_without_a_gain():
     for wrong in (lambda z: z*0, lambda z: z/0):
         with pytest.raises(ValueError, match='no gain'): act_gain(wrong)
-    for wrong in ((), (0,), ((1, 28, 28),), ('1',)):
-        with pytest.raises(ValueError, match='view_tfm'): view_tfm(*wrong)

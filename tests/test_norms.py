@@ -1,9 +1,8 @@
-"Norms on shapes, types and histories that the chapter does not have: against PyTorch, and against running sums in float64."
+"Norms on shapes, types and histories that chapter 07 lacks, against PyTorch and running sums."
 import copy
 import io
 import math
 import random
-from functools import partial
 
 import pytest
 import torch
@@ -15,14 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.learner import Learner, Runner
 from minifastai.lr_finder import lr_find
-from minifastai.init import GeneralRelu, init_cnn
-from minifastai.norms import (
-    BatchNorm, conv_layer, get_norm, GroupNorm, InstanceNorm, LayerNorm, plot_norms,
-    RunningBatchNorm)
+from minifastai.norms import (BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm,
+                              conv_layer, get_norm, plot_norms)
 
 LESSON = LESSON_DATA + '''
 mnist_view = view_tfm(1,28,28)
-cbfs = [Recorder, partial(AvgStatsCallback, accuracy), CudaCallback, partial(BatchTransformXCallback, mnist_view)]
+cbfs = [Recorder, partial(AvgStatsCallback, accuracy), CudaCallback,
+        partial(BatchTransformXCallback, mnist_view)]
 nfs = [8,16,32,64,64]
 learn,run = get_learn_run(nfs, data, 0.9, conv_layer, cbs=cbfs)
 with Hooks(learn.model, append_stats) as hooks:
@@ -32,24 +30,29 @@ learn,run = get_learn_run(nfs, data, 1.0, conv_layer, cbs=cbfs)
 run.fit(1, learn)
 learn,run = get_learn_run(nfs, data, 1.0, conv_layer, cbs=cbfs, bn=False)
 sched = combine_scheds([0.3, 0.7], [sched_lin(0.6, 2.), sched_lin(2., 0.1)])
-learn,run = get_learn_run(nfs, data, 0.9, conv_layer, cbs=cbfs+[partial(ParamScheduler,'lr', sched)])
+learn,run = get_learn_run(nfs, data, 0.9, conv_layer,
+                          cbs=cbfs+[partial(ParamScheduler,'lr', sched)])
 run.fit(2, learn)
 def conv_ln(ni, nf, ks=3, stride=2, bn=True, **kwargs):
-    layers = [nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride, bias=True), GeneralRelu(**kwargs)]
+    layers = [nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride, bias=True),
+              GeneralRelu(**kwargs)]
     if bn: layers.append(LayerNorm())
     return nn.Sequential(*layers)
 learn,run = get_learn_run(nfs, data, 0.1, conv_ln, cbs=cbfs)
 run.fit(1, learn)
 def conv_in(ni, nf, ks=3, stride=2, bn=True, **kwargs):
-    return nn.Sequential(nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride, bias=True), GeneralRelu(**kwargs), InstanceNorm(nf))
+    return nn.Sequential(nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride, bias=True),
+                         GeneralRelu(**kwargs), InstanceNorm(nf))
 learn,run = get_learn_run(nfs[:4], data, 0.1, conv_in, cbs=cbfs)
 run.fit(1, learn)
 data = DataBunch(*get_dls(train_ds, valid_ds, 32), c)
 def conv_rbn(ni, nf, ks=3, stride=2, bn=True, **kwargs):
-    layers = [nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride, bias=not bn), GeneralRelu(**kwargs)]
+    layers = [nn.Conv2d(ni, nf, ks, padding=ks//2, stride=stride, bias=not bn),
+              GeneralRelu(**kwargs)]
     if bn: layers.append(RunningBatchNorm(nf))
     return nn.Sequential(*layers)
-learn,run = get_learn_run(nfs, data, 0.9, conv_rbn, cbs=cbfs+[partial(ParamScheduler,'lr', sched_lin(1., 0.2))])
+learn,run = get_learn_run(nfs, data, 0.9, conv_rbn,
+                          cbs=cbfs+[partial(ParamScheduler,'lr', sched_lin(1., 0.2))])
 run.fit(1, learn)
 '''
 
@@ -64,11 +67,42 @@ def test_the_lessons_lines():
 def close(a, b, tol): torch.testing.assert_close(a.reshape(b.shape), b, rtol=tol, atol=tol)
 
 
+def same_random_parameters(ours, theirs):
+    "Draw the parameters of `ours` anew, and copy them to `theirs`"
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        p.data.normal_()
+        q.data.copy_(p.data)
+
+
+def unchanged(norm, state) -> bool:
+    "Is each parameter and buffer of `norm` what the copy `state` has?"
+    return all(torch.equal(v, state[k]) for k, v in norm.state_dict().items())
+
+
+# Against PyTorch and against the definition
+
 PAIRS = {
-    'batch': (lambda c: BatchNorm(c, 0.3, 1e-3), lambda c: nn.BatchNorm2d(c, 1e-3, 0.3)), 'batch, plain': (lambda c: BatchNorm(c, affine=False), lambda c: nn.BatchNorm2d(c, affine=False)),
-    'layer': (LayerNorm, lambda c: nn.GroupNorm(1, c)), 'instance': (InstanceNorm, lambda c: nn.InstanceNorm2d(c, affine=True)),
-    'group': (lambda c: GroupNorm(math.gcd(3, c), c, 0.01), lambda c: nn.GroupNorm(math.gcd(3, c), c, 0.01)),
+    'batch': (lambda c: BatchNorm(c, 0.3, 1e-3), lambda c: nn.BatchNorm2d(c, 1e-3, 0.3)),
+    'batch, plain': (
+        lambda c: BatchNorm(c, affine=False),
+        lambda c: nn.BatchNorm2d(c, affine=False),
+    ),
+    'layer': (LayerNorm, lambda c: nn.GroupNorm(1, c)),
+    'instance': (InstanceNorm, lambda c: nn.InstanceNorm2d(c, affine=True)),
+    'group': (
+        lambda c: GroupNorm(math.gcd(3, c), c, 0.01),
+        lambda c: nn.GroupNorm(math.gcd(3, c), c, 0.01),
+    ),
 }
+
+
+def drawn(shape, dtype, layout, rnd):
+    "A random batch in some memory layout"
+    x = torch.randn(shape, dtype=dtype)*rnd.uniform(0.1, 9) + rnd.uniform(-5, 5)
+    if layout == 'channels last': return x.contiguous(memory_format=torch.channels_last)
+    if layout == 'strided': return torch.randn(shape[::-1], dtype=dtype).permute(3, 2, 1, 0)
+    return x
+
 
 @pytest.mark.parametrize('name', PAIRS)
 @pytest.mark.parametrize('dtype,tol', [(torch.float32, 2e-4), (torch.float64, 1e-10)])
@@ -78,70 +112,95 @@ def test_equal_to_pytorch(name, dtype, tol, layout):
         rnd = random.Random(seed)
         torch.manual_seed(seed)
         shape = (rnd.randint(2, 9), rnd.randint(1, 12), rnd.randint(2, 9), rnd.randint(1, 9))
-        ours, theirs = (make(shape[1]).to(dtype) for make in PAIRS[name])
-        for p, q in zip(ours.parameters(), theirs.parameters()): p.data.normal_(); q.data.copy_(p.data)
+        ours, theirs = pair = [make(shape[1]).to(dtype) for make in PAIRS[name]]
+        same_random_parameters(ours, theirs)
         for step in range(4):
-            for m in (ours, theirs): m.train(step < 3)
-            x = torch.randn(shape, dtype=dtype)*rnd.uniform(0.1, 9) + rnd.uniform(-5, 5)
-            if layout == 'channels last': x = x.contiguous(memory_format=torch.channels_last)
-            if layout == 'strided': x = torch.randn(shape[::-1], dtype=dtype).permute(3, 2, 1, 0)
-            xs = [x.detach().requires_grad_() for _ in range(2)]
-            ys = [m(x) for m, x in zip((ours, theirs), xs)]
-            close(*ys, tol*5)
+            x = drawn(shape, dtype, layout, rnd)
+            inputs = [x.detach().requires_grad_() for _ in pair]
+            outputs = [m.train(step < 3)(xi) for m, xi in zip(pair, inputs)]
+            close(*outputs, tol*5)
             g = torch.randn(shape, dtype=dtype)
-            grads = [torch.autograd.grad(y, [x, *m.parameters()], g) for m, x, y in zip((ours, theirs), xs, ys)]
+            grads = [torch.autograd.grad(y, [xi, *m.parameters()], g)
+                     for m, xi, y in zip(pair, inputs, outputs)]
             for a, b in zip(*grads): close(a, b, tol*max(1, b.abs().max().item()))
-        if name.startswith('batch'): close(ours.means, theirs.running_mean, tol); close(ours.vars, theirs.running_var, tol)
+        if name.startswith('batch'):
+            close(ours.means, theirs.running_mean, tol)
+            close(ours.vars, theirs.running_var, tol)
 
 
 class Sums(nn.Module):
-    "The running norm as its definition has it, in whatever precision and as slowly as that may be"
+    "The running norm as it is defined, by sums, in any precision, however slow that may be"
     def __init__(self, nf, mom=0.1, eps=1e-5, scaled=True):
         super().__init__()
-        self.mom, self.eps, self.scaled, self.stats = mom, eps, scaled, (0., 0., 0.)
-        self.mults, self.adds = nn.Parameter(torch.ones(nf)), nn.Parameter(torch.zeros(nf))
+        self.mom, self.eps, self.scaled = mom, eps, scaled
+        self.sums, self.squares, self.count = 0., 0., 0.
+        self.mults = nn.Parameter(torch.ones(nf))
+        self.adds = nn.Parameter(torch.zeros(nf))
+
+    def update(self, x, dims):
+        "The running averages of sum, sum of squares and count, with the gradients of this batch"
+        weight = self.mom
+        if self.scaled: weight = 1 - (1 - self.mom)/math.sqrt(max(len(x) - 1, 1))
+        sums = (1-weight)*self.sums + weight*x.sum(dims)
+        squares = (1-weight)*self.squares + weight*(x**2).sum(dims)
+        self.count = (1-weight)*self.count + weight*(x.numel()/x.shape[1])
+        self.sums, self.squares = sums.detach(), squares.detach()
+        return sums, squares
 
     def forward(self, x):
-        dims, view = [d for d in range(x.dim()) if d != 1], lambda t: t.view(-1, *[1]*(x.dim()-2))
-        if self.training:
-            a = 1 - (1 - self.mom)/math.sqrt(max(len(x) - 1, 1)) if self.scaled else self.mom
-            self.stats = [(1-a)*old + a*new for old, new in zip(self.stats, (x.sum(dims), (x**2).sum(dims), x.numel()/x.shape[1]))]
-        s, ss, n = self.stats
-        self.stats = s.detach(), ss.detach(), n
-        m, v = s/n, ss/n - (s/n)**2
+        dims = [d for d in range(x.dim()) if d != 1]
+        view = lambda t: t.view(-1, *[1]*(x.dim()-2))
+        sums, squares = self.sums, self.squares
+        if self.training: sums, squares = self.update(x, dims)
+        m = sums/self.count
+        v = squares/self.count - m**2
         return (x - view(m))/(view(v) + self.eps).sqrt()*view(self.mults) + view(self.adds)
 
 
-@pytest.mark.parametrize('kw', [{}, dict(mom=0.4, eps=0.01), dict(mom=1.), dict(scaled=False), dict(mom=0.02, scaled=False)])
+@pytest.mark.parametrize('kw', [
+    {},
+    dict(mom=0.4, eps=0.01),
+    dict(mom=1.),
+    dict(scaled=False),
+    dict(mom=0.02, scaled=False),
+])
 @pytest.mark.parametrize('seed', range(6))
 def test_running_norm_is_its_definition(kw, seed):
     rnd = random.Random(seed)
     torch.manual_seed(seed)
-    c, rest = rnd.randint(1, 9), rnd.choice([(), (5,), (1, 1), (4, 3), (2, 3, 2)])
-    ours, theirs = RunningBatchNorm(c, **kw).double(), Sums(c, **kw).double()
-    for p, q in zip(ours.parameters(), theirs.parameters()): p.data.normal_(); q.data.copy_(p.data)
+    c = rnd.randint(1, 9)
+    rest = rnd.choice([(), (5,), (1, 1), (4, 3), (2, 3, 2)])
+    ours, theirs = pair = [make(c, **kw).double() for make in (RunningBatchNorm, Sums)]
+    same_random_parameters(ours, theirs)
     for step in range(12):
-        shape = (rnd.choice([1, 1, 2, 2, 3, 8, 50]), c, *rest)
-        if step == 0 and shape[0]*math.prod(rest) < 2: continue    # a variance of 0 amplifies rounding
-        x = (torch.randn(shape, dtype=torch.float64)*rnd.uniform(0.5, 3) + rnd.uniform(-2, 2)).requires_grad_()
+        n = rnd.choice([1, 1, 2, 2, 3, 8, 50])
+        if step == 0 and n*math.prod(rest) < 2: continue    # a variance of 0 amplifies rounding
+        shape = n, c, *rest
+        x = torch.randn(shape, dtype=torch.float64)*rnd.uniform(0.5, 3) + rnd.uniform(-2, 2)
+        x.requires_grad_()
         weight = torch.randn(shape, dtype=torch.float64)
-        ys = [m(x) for m in (ours, theirs)]
-        close(*ys, 1e-7)
-        for a, b in zip(*(torch.autograd.grad((y.sigmoid()*weight).sum(), [x, *m.parameters()]) for m, y in zip((ours, theirs), ys))): close(a, b, 1e-6)
-        for m in (ours, theirs): m.eval()
-        close(ours(x), theirs(x), 1e-7)
-        for m in (ours, theirs): m.train()
+        outputs = [m.train()(x) for m in pair]
+        close(*outputs, 1e-7)
+        grads = [torch.autograd.grad((y.sigmoid()*weight).sum(), [x, *m.parameters()])
+                 for m, y in zip(pair, outputs)]
+        for a, b in zip(*grads): close(a, b, 1e-6)
+        close(*[m.eval()(x) for m in pair], 1e-7)
 
 
 def test_gradient_by_differences():
     norm = RunningBatchNorm(3).double()
     norm(torch.randn(6, 3, 2, 4, dtype=torch.float64) + 1)
     x = torch.randn(2, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+
     def f(x, mults, adds):
         fresh = copy.deepcopy(norm)   # each call from the same past
         return torch.func.functional_call(fresh, dict(mults=mults, adds=adds), (x,))
-    assert torch.autograd.gradcheck(f, (x, norm.mults.detach().requires_grad_(), norm.adds.detach().requires_grad_()))
 
+    parameters = [p.detach().requires_grad_() for p in (norm.mults, norm.adds)]
+    assert torch.autograd.gradcheck(f, (x, *parameters))
+
+
+# Precision
 
 @pytest.mark.parametrize('bs', [2, 8, 64])
 def test_far_from_zero(bs):
@@ -150,7 +209,9 @@ def test_far_from_zero(bs):
     for _ in range(100):
         x = 1000 + 0.1*torch.randn(bs, 4, 6, 6)
         y, z = norm(x), exact(x.double())
-    assert y.isfinite().all() and (norm.vars > 0.005).all() and (norm.vars < 0.02).all()
+    assert y.isfinite().all()
+    assert (norm.vars > 0.005).all()
+    assert (norm.vars < 0.02).all()
     assert (y.double() - z).abs().max() < 0.01
     assert (norm.eval()(x).double() - exact.eval()(x.double())).abs().max() < 0.01
 
@@ -162,9 +223,11 @@ def test_half_precision(dtype):
     for module in (norm, copy.deepcopy(norm).to(dtype)):
         reference = copy.deepcopy(full)
         for _ in range(5):
-            x = (torch.randn(64, 4, 32, 32)*300).to(dtype).requires_grad_()      # its sum of squares is beyond half precision's range
+            # the sum of its squares is beyond the range of half precision
+            x = (torch.randn(64, 4, 32, 32)*300).to(dtype).requires_grad_()
             y, z = module(x), reference(x.detach().float())
-            assert y.dtype == dtype and (y.float() - z).abs().max() < 0.05
+            assert y.dtype == dtype
+            assert (y.float() - z).abs().max() < 0.05
             assert torch.autograd.grad(y.float().pow(2).sum(), x)[0].dtype == dtype
         assert module.means.dtype == module.vars.dtype == torch.float32
         close(module.vars, reference.vars, 1e-5)
@@ -173,138 +236,101 @@ def test_half_precision(dtype):
 
 def test_autocast():
     torch.manual_seed(0)
-    model = nn.Sequential(conv_layer(1, 4, norm='running'), conv_layer(4, 4, norm='running'), nn.Flatten(), nn.Linear(16, 3))
+    model = nn.Sequential(
+        conv_layer(1, 4, norm='running'),
+        conv_layer(4, 4, norm='running'),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
     opt = optim.SGD(model.parameters(), lr=0.1)
     x, y = torch.randn(9, 1, 8, 8), torch.randint(3, (9,))
     for _ in range(30):
         with torch.autocast('cpu', dtype=torch.bfloat16): loss = F.cross_entropy(model(x), y)
-        loss.backward(); opt.step(); opt.zero_grad()
-    assert loss < 0.5 and model[0][2].means.dtype == torch.float32
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    assert loss < 0.5
+    assert model[0][2].means.dtype == torch.float32
 
 
 def test_any_batch_size_in_any_mode():
     norm = RunningBatchNorm(2)
     x = torch.randn(3, 2, 4, 4)
-    close(norm.eval()(x), x/math.sqrt(1 + norm.eps), 1e-6)      # before any training: next to nothing changes
+    # before any training, next to nothing changes
+    close(norm.eval()(x), x/math.sqrt(1 + norm.eps), 1e-6)
     norm.train()
-    assert (norm(torch.ones(1, 2, 1, 1)) == 0).all()            # the first number ever is its own mean
+    # the first number ever is its own mean
+    assert (norm(torch.ones(1, 2, 1, 1)) == 0).all()
+    # a count of 0.1, and then of 0.9*0.1 + 0.1: the second number has the weight 0.1/0.19
     y = norm(torch.full((1, 2, 1, 1), 3.))
-    close(norm.means, torch.full((2,), 1 + 2*0.1/0.19), 1e-5)   # a count of 0.1, and of 0.9*0.1 + 0.1: the second number's share is 0.1/0.19
+    close(norm.means, torch.full((2,), 1 + 2*0.1/0.19), 1e-5)
     assert y.isfinite().all()
     before = copy.deepcopy(norm.state_dict())
     assert norm(torch.empty(0, 2, 4, 4)).shape == (0, 2, 4, 4)
-    for k, v in norm.state_dict().items(): assert torch.equal(v, before[k])
+    assert unchanged(norm, before)
     for bs in (1, 2, 1000, 1): assert norm(torch.randn(bs, 2)).isfinite().all()
 
 
+# State
+
 def small_model(norm='running'):
     torch.manual_seed(1)
-    return nn.Sequential(conv_layer(1, 4, norm=norm), nn.Dropout(0.1), conv_layer(4, 6, norm=norm), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    return nn.Sequential(
+        conv_layer(1, 4, norm=norm),
+        nn.Dropout(0.1),
+        conv_layer(4, 6, norm=norm),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+
+
+def sgd(model): return optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
 
 
 def steps(model, opt, batches):
     for x, y in batches:
         F.cross_entropy(model(x), y).backward()
-        opt.step(); opt.zero_grad()
+        opt.step()
+        opt.zero_grad()
+
+
+def sent(state, how):
+    "A copy of the state `state` of a model, that was saved and loaded in the way `how`"
+    if how == 'state_dict': return copy.deepcopy(state)
+    if how == 'safetensors':
+        from safetensors.torch import load, save
+        return load(save(state))
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def resumed(model, opt, how):
+    "A model and an optimizer that go on where these are"
+    if how == 'deepcopy': return copy.deepcopy((model, opt))
+    other = small_model()
+    other.load_state_dict(sent(model.state_dict(), how))
+    other_opt = sgd(other)
+    other_opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    return other, other_opt
 
 
 @pytest.mark.parametrize('how', ['state_dict', 'deepcopy', 'file', 'safetensors'])
 def test_resume_bit_by_bit(how):
     g = torch.Generator().manual_seed(0)
-    batches = [(torch.randn(n, 1, 9, 9, generator=g), torch.randint(3, (n,), generator=g)) for n in (2, 7, 1, 32, 2, 2, 5, 1, 16, 3)]
-    make_opt = partial(optim.SGD, lr=0.2, momentum=0.9)
-    model = small_model(); opt = make_opt(model.parameters())
+    batches = [(torch.randn(n, 1, 9, 9, generator=g), torch.randint(3, (n,), generator=g))
+               for n in (2, 7, 1, 32, 2, 2, 5, 1, 16, 3)]
+    model = small_model()
+    opt = sgd(model)
     steps(model, opt, batches[:5])
-    if how == 'deepcopy': other, other_opt = copy.deepcopy((model, opt))
-    else:
-        other = small_model(); other_opt = make_opt(other.parameters())
-        if how == 'safetensors':
-            from safetensors.torch import load, save
-            state = load(save(model.state_dict()))
-        elif how == 'file':
-            file = io.BytesIO(); torch.save(model.state_dict(), file); file.seek(0)
-            state = torch.load(file, weights_only=True)
-        else: state = copy.deepcopy(model.state_dict())
-        other.load_state_dict(state); other_opt.load_state_dict(copy.deepcopy(opt.state_dict()))
-    for m, o in ((model, opt), (other, other_opt)): torch.manual_seed(7); steps(m, o, batches[5:])
-    for (k, a), b in zip(model.state_dict().items(), other.state_dict().values()): assert torch.equal(a, b), k
-
-
-def test_passes_in_any_order():
-    torch.manual_seed(0)
-    xs = [torch.randn(n, 3, 4, requires_grad=True) for n in (2, 5, 3)]
-    def later(order):
-        norm = RunningBatchNorm(3)
-        ys, out = [norm(x).pow(3).sum() for x in xs], [None]*3
-        for i in order: out[i] = torch.autograd.grad(ys[i], [xs[i], norm.mults])
-        return out
-    norm = RunningBatchNorm(3)
-    at_once = [torch.autograd.grad(norm(x).pow(3).sum(), [x, norm.mults]) for x in xs]
-    for order in ([0, 1, 2], [2, 0, 1]):
-        for a, b in zip(later(order), at_once):
-            for p, q in zip(a, b): assert torch.equal(p, q)
-    # one graph twice gives the same twice
-    norm = RunningBatchNorm(3)
-    y = norm(xs[0]).exp().sum()
-    assert torch.equal(*(torch.autograd.grad(y, xs[0], retain_graph=True)[0] for _ in range(2)))
-
-
-def test_only_what_is_asked_for_has_a_gradient():
-    norm, x = RunningBatchNorm(3), torch.randn(4, 3, 5, 5)
-    norm(x).sum().backward()
-    assert norm.mults.grad is not None
-    norm.requires_grad_(False)
-    x.requires_grad_()
-    norm(x).pow(3).sum().backward()
-    assert x.grad.abs().sum() > 0
-    with torch.no_grad(): assert not norm(x).requires_grad
-    assert not norm.requires_grad_(False)(x.detach()).requires_grad
-    with pytest.raises(RuntimeError, match='no second derivative'): torch.autograd.grad(RunningBatchNorm(3)(x).pow(3).sum(), x, create_graph=True)
-
-
-def test_gradients_of_odd_layouts():
-    torch.manual_seed(0)
-    base = RunningBatchNorm(5)
-    base(torch.randn(8, 5, 6, 6)*2)
-    x, g = torch.randn(4, 5, 6, 6), torch.randn(4, 5, 6, 6)
-    ref = None
-    for lay in (lambda t: t, lambda t: t.contiguous(memory_format=torch.channels_last), lambda t: t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)):
-        for lay_g in (lambda t: t, lambda t: t.contiguous(memory_format=torch.channels_last), lambda t: t.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)):
-            xi = lay(x.clone()).requires_grad_()
-            grads = torch.autograd.grad(copy.deepcopy(base)(xi), xi, lay_g(g))[0]
-            ref = grads if ref is None else ref
-            close(grads, ref, 1e-5)
-    xi = x.detach().clone().requires_grad_()
-    copy.deepcopy(base)(xi).sum().backward()                     # a gradient that is one number, expanded
-    close(xi.grad, torch.autograd.grad(copy.deepcopy(base)(xi), xi, torch.ones_like(xi))[0], 1e-6)
-
-
-class Ops(TorchDispatchMode):
-    def __init__(self): super().__init__(); self.names = set()
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def test_nothing_waits_for_the_device():
-    norm, x = RunningBatchNorm(3), torch.randn(2, 3, 4, 4, requires_grad=True)
-    with Ops() as ops:
-        for _ in range(3): norm(x).sum().backward()
-        norm.eval()(x)
-    assert any('batch_norm' in n for n in ops.names)
-    assert not [n for n in ops.names if any(s in n for s in ('_local_scalar_dense', 'item', 'nonzero', 'is_nonzero', 'equal'))], ops.names
-    y = RunningBatchNorm(3).to('meta')(torch.randn(2, 3, 4, 4, device='meta', requires_grad=True))    # which has no numbers that could be looked at
-    y.sum().backward()
-
-
-def test_moving_and_casting():
-    norm = RunningBatchNorm(3)
-    norm(torch.randn(4, 3) + 5)
-    means = norm.means.clone()
-    for to, dtype in ((lambda m: m.half(), torch.float32), (lambda m: m.bfloat16(), torch.float32), (lambda m: m.double(), torch.float64), (lambda m: m.to('meta'), torch.float32)):
-        moved = to(copy.deepcopy(norm))
-        assert moved.means.dtype == moved.vars.dtype == dtype and set(dict(moved.named_buffers())) == {'means', 'vars'}
-        if moved.means.device.type == 'cpu': assert torch.equal(moved.means, means.to(dtype))
+    other, other_opt = resumed(model, opt, how)
+    for m, o in ((model, opt), (other, other_opt)):
+        torch.manual_seed(7)
+        steps(m, o, batches[5:])
+    for (k, a), b in zip(model.state_dict().items(), other.state_dict().values()):
+        assert torch.equal(a, b), k
 
 
 def test_finder_puts_back_what_is_no_tensor():
@@ -314,32 +340,173 @@ def test_finder_puts_back_what_is_no_tensor():
     for look in (False, True):
         model = small_model()
         torch.manual_seed(5)
-        learn = Learner(model, optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, DataBunch(*get_dls(ds, ds, 3), 3))
+        data = DataBunch(*get_dls(ds, ds, 3), 3)
+        learn = Learner(model, optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, data)
         if look: lr_find(learn, 30)
         Runner().fit(1, learn)
         results.append(model.state_dict())
     for k in results[0]: assert torch.equal(results[0][k], results[1][k]), k
 
 
+@pytest.mark.parametrize('to,dtype', [
+    (lambda m: m.half(), torch.float32),
+    (lambda m: m.bfloat16(), torch.float32),
+    (lambda m: m.double(), torch.float64),
+    (lambda m: m.to('meta'), torch.float32),
+], ids=['half', 'bfloat16', 'double', 'meta'])
+def test_moving_and_casting(to, dtype):
+    norm = RunningBatchNorm(3)
+    norm(torch.randn(4, 3) + 5)
+    moved = to(copy.deepcopy(norm))
+    assert moved.means.dtype == moved.vars.dtype == dtype
+    assert set(dict(moved.named_buffers())) == {'means', 'vars'}
+    if moved.means.device.type == 'cpu': assert torch.equal(moved.means, norm.means.to(dtype))
+
+
+# Gradients
+
+def test_passes_in_any_order():
+    torch.manual_seed(0)
+    xs = [torch.randn(n, 3, 4, requires_grad=True) for n in (2, 5, 3)]
+
+    def grads_in(order):
+        norm = RunningBatchNorm(3)
+        ys = [norm(x).pow(3).sum() for x in xs]
+        grads = {i: torch.autograd.grad(ys[i], [xs[i], norm.mults]) for i in order}
+        return [grads[i] for i in range(3)]
+
+    norm = RunningBatchNorm(3)
+    at_once = [torch.autograd.grad(norm(x).pow(3).sum(), [x, norm.mults]) for x in xs]
+    for order in ([0, 1, 2], [2, 0, 1]):
+        for later, sooner in zip(grads_in(order), at_once):
+            for p, q in zip(later, sooner): assert torch.equal(p, q)
+
+
+def test_one_graph_twice_gives_the_same_twice():
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    y = RunningBatchNorm(3)(x).exp().sum()
+    first, second = (torch.autograd.grad(y, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_only_what_is_asked_for_has_a_gradient():
+    norm = RunningBatchNorm(3)
+    x = torch.randn(4, 3, 5, 5)
+    norm(x).sum().backward()
+    assert norm.mults.grad is not None
+    norm.requires_grad_(False)
+    x.requires_grad_()
+    norm(x).pow(3).sum().backward()
+    assert x.grad.abs().sum() > 0
+    with torch.no_grad(): assert not norm(x).requires_grad
+    assert not norm(x.detach()).requires_grad
+    y = RunningBatchNorm(3)(x).pow(3).sum()
+    with pytest.raises(RuntimeError, match='no second derivative'):
+        torch.autograd.grad(y, x, create_graph=True)
+
+
+def as_is(t): return t
+
+
+def channels_last(t): return t.contiguous(memory_format=torch.channels_last)
+
+
+def reversed_strides(t): return t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+
+
+def transposed_maps(t): return t.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
+
+
+def test_gradients_of_odd_layouts():
+    torch.manual_seed(0)
+    base = RunningBatchNorm(5)
+    base(torch.randn(8, 5, 6, 6)*2)
+    x, g = torch.randn(4, 5, 6, 6), torch.randn(4, 5, 6, 6)
+
+    def grad(x, g):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(copy.deepcopy(base)(x), x, g)[0]
+
+    plain = grad(x, g)
+    for layout in (as_is, channels_last, reversed_strides):
+        for layout_g in (as_is, channels_last, transposed_maps):
+            close(grad(layout(x.clone()), layout_g(g)), plain, 1e-5)
+
+    expanded = x.clone().requires_grad_()
+    copy.deepcopy(base)(expanded).sum().backward()   # the gradient is one number, expanded
+    close(expanded.grad, grad(x, torch.ones_like(x)), 1e-6)
+
+
+class Ops(TorchDispatchMode):
+    "Notes the names of the operations that are carried out"
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device():
+    norm = RunningBatchNorm(3)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    with Ops() as ops:
+        for _ in range(3): norm(x).sum().backward()
+        norm.eval()(x)
+    assert any('batch_norm' in name for name in ops.names)
+    waits = ('_local_scalar_dense', 'item', 'nonzero', 'is_nonzero', 'equal')
+    assert not [name for name in ops.names if any(wait in name for wait in waits)], ops.names
+    # a tensor on `meta` has no numbers that could be looked at
+    x = torch.randn(2, 3, 4, 4, device='meta', requires_grad=True)
+    RunningBatchNorm(3).to('meta')(x).sum().backward()
+
+
+# Choosing, refusing, drawing
+
+@pytest.mark.parametrize('name,kind', [
+    ('batch', nn.BatchNorm2d),
+    ('running', RunningBatchNorm),
+    ('layer', nn.GroupNorm),
+    ('instance', nn.InstanceNorm2d),
+    ('group', nn.GroupNorm),
+])
+def test_layers_with_a_norm(name, kind):
+    for norm_first, kinds in (
+        (False, [nn.Conv2d, GeneralRelu, kind]),
+        (True, [nn.Conv2d, kind, GeneralRelu]),
+    ):
+        layer = conv_layer(3, 6, 5, 1, norm=name, norm_first=norm_first, sub=0.4)
+        assert [type(m) for m in layer] == kinds
+        assert layer[0].bias is None
+        assert layer(torch.randn(2, 3, 7, 7)).shape == (2, 6, 7, 7)
+
+
 def test_choosing_a_norm():
-    kinds = dict(batch=nn.BatchNorm2d, running=RunningBatchNorm, layer=nn.GroupNorm, instance=nn.InstanceNorm2d, group=nn.GroupNorm)
-    for name, kind in kinds.items():
-        for first in (False, True):
-            layer = conv_layer(3, 6, 5, 1, norm=name, norm_first=first, sub=0.4)
-            assert [type(m) for m in layer] == ([nn.Conv2d, kind, GeneralRelu] if first else [nn.Conv2d, GeneralRelu, kind]) and layer[0].bias is None
-            assert layer(torch.randn(2, 3, 7, 7)).shape == (2, 6, 7, 7)
     assert isinstance(conv_layer(1, 2)[2], nn.BatchNorm2d)
-    for kw in (dict(bn=False), dict(norm=None), dict(norm='none'), dict(bn=False, norm='group')): assert len(conv_layer(1, 2, **kw)) == 2 and conv_layer(1, 2, **kw)[0].bias is not None
-    assert get_norm(lambda nf: LayerNorm(), 3).nf is None and get_norm('group', 7).num_groups == 1
-    with pytest.raises(ValueError, match="no norm called 'Batch': choose one of batch, running, layer, instance, group, none"): conv_layer(1, 2, norm='Batch')
+    for none in (dict(bn=False), dict(norm=None), dict(norm='none'), dict(bn=False, norm='group')):
+        layer = conv_layer(1, 2, **none)
+        assert len(layer) == 2
+        assert layer[0].bias is not None
+    assert get_norm(lambda nf: LayerNorm(), 3).nf is None
+    assert get_norm('group', 7).num_groups == 1
+    says = "no norm called 'Batch': choose one of batch, running, layer, instance, group, none"
+    with pytest.raises(ValueError, match=says): conv_layer(1, 2, norm='Batch')
     with pytest.raises(TypeError, match='not 7'): get_norm(7, 3)
 
 
 @pytest.mark.parametrize('make,message', [
-    (lambda: BatchNorm(0), 'BatchNorm: nf is a number of channels'), (lambda: RunningBatchNorm(2.5), 'RunningBatchNorm: nf is a number of channels'), (lambda: GroupNorm(0, 4), 'num_groups'),
-    (lambda: GroupNorm(3, 4), '4 channels cannot be divided into 3 groups'), (lambda: LayerNorm(0), 'nf is a number'), (lambda: RunningBatchNorm(4, mom=1.5), 'mom is above 0 and at most 1'),
-    (lambda: BatchNorm(3)(torch.randn(4, 2, 5)), r'takes a batch of shape \(N, 3, ...\), but was given \(4, 2, 5\)'), (lambda: RunningBatchNorm(3)(torch.randn(3)), r'\(N, 3, ...\)'),
-    (lambda: BatchNorm(3)(torch.randn(1, 3)), 'a variance over 1 number says nothing'), (lambda: InstanceNorm(3)(torch.randn(9, 3, 1)), 'a single number there'),
+    (lambda: BatchNorm(0), 'BatchNorm: nf is a number of channels'),
+    (lambda: RunningBatchNorm(2.5), 'RunningBatchNorm: nf is a number of channels'),
+    (lambda: GroupNorm(0, 4), 'num_groups'),
+    (lambda: GroupNorm(3, 4), '4 channels cannot be divided into 3 groups'),
+    (lambda: LayerNorm(0), 'nf is a number'),
+    (lambda: RunningBatchNorm(4, mom=1.5), 'mom is above 0 and at most 1'),
+    (lambda: BatchNorm(3)(torch.randn(4, 2, 5)),
+     r'takes a batch of shape \(N, 3, ...\), but was given \(4, 2, 5\)'),
+    (lambda: RunningBatchNorm(3)(torch.randn(3)), r'\(N, 3, ...\)'),
+    (lambda: BatchNorm(3)(torch.randn(1, 3)), 'a variance over 1 number says nothing'),
+    (lambda: InstanceNorm(3)(torch.randn(9, 3, 1)), 'a single number there'),
 ])
 def test_refusals(make, message):
     with pytest.raises(ValueError, match=message): make()
@@ -349,21 +516,25 @@ def test_refused_input_changes_nothing():
     for norm in (BatchNorm(3), RunningBatchNorm(3)):
         before = copy.deepcopy(norm.state_dict())
         with pytest.raises(ValueError): norm(torch.randn(4, 2, 5, 5))
-        for k, v in norm.state_dict().items(): assert torch.equal(v, before[k])
+        assert unchanged(norm, before)
 
 
 def test_drawing_any_norm():
     import matplotlib.pyplot as plt
-    axs = plot_norms({'mine': lambda nf: nn.GroupNorm(2, nf), 'running': RunningBatchNorm}, (2, 4, 2, 2))
+    norms = {'mine': lambda nf: nn.GroupNorm(2, nf), 'running': RunningBatchNorm}
+    axs = plot_norms(norms, (2, 4, 2, 2))
     assert [ax.get_title() for ax in axs] == ['mine', 'running']
     plt.close(axs[0].figure)
 
 
 def test_init_cnn_reaches_every_convolution():
     torch.manual_seed(0)
-    model = nn.ModuleDict(dict(a=nn.Sequential(nn.Sequential(conv_layer(32, 64, norm='running')), nn.Identity()), b=nn.ModuleList([conv_layer(64, 64, bn=False)])))
+    deep_inside = nn.Sequential(nn.Sequential(conv_layer(32, 64, norm='running')), nn.Identity())
+    in_a_list = nn.ModuleList([conv_layer(64, 64, bn=False)])
+    model = nn.ModuleDict(dict(a=deep_inside, b=in_a_list))
     for p in model.parameters(): p.data.fill_(7.)
     init_cnn(model)
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    for conv, gain in zip(convs, (1, math.sqrt(2))): assert conv.weight.std().item()*math.sqrt(conv.weight[0].numel()) == pytest.approx(gain, rel=0.03)
+    gains = [conv.weight.std().item()*math.sqrt(conv.weight[0].numel()) for conv in convs]
+    assert gains == pytest.approx([1, math.sqrt(2)], rel=0.03)
     assert (convs[1].bias == 0).all()
