@@ -24,6 +24,19 @@ from minifastai.norms import RunningBatchNorm
 FEW, MANY = 10, 30
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_collections():
+    """Hide all that was imported from the garbage collector, which runs before each count.
+
+    A collection would take 150 ms, 48 times.
+    """
+    fit(nothing, 1)()   # the first optimizer imports much
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 class Operations(TorchDispatchMode):
     "Counts PyTorch's operations by name"
     def __init__(self):
