@@ -182,6 +182,7 @@ def test_with_workers_that_stay():
         learn.data = DataBunch(dl)
         meddle(learn)
         Runner().fit(1, learn)
+        dl._iterator = None   # ends the workers; the garbage collector would wait 5 s for each
         return learn.model.weight.detach()
     assert torch.equal(after(lambda learn: None), after(lambda learn: lr_find(learn, max_iter=5)))
 
