@@ -1,4 +1,4 @@
-"What several tests use: a tiny learner, and callbacks that note or raise."
+"What several tests use: how often to try, a tiny learner, and callbacks that note or raise."
 import os
 import tempfile
 from functools import partial
@@ -9,6 +9,16 @@ from torch import nn, optim
 
 from minifastai.callbacks import EVENTS, Callback, Learner, Runner
 from minifastai.data import DataBunch
+
+
+def storm(few, many, variable=None) -> int:
+    """How often to repeat what is slow: `many` times if MINIFASTAI_STORMS=1, as in CI, else `few`.
+
+    An environment variable of its own, if there is one, takes precedence.
+    """
+    own = os.environ.get(variable) if variable is not None else None
+    if own is not None: return int(own)
+    return many if os.environ.get('MINIFASTAI_STORMS', '0') != '0' else few
 
 
 def heeds_permissions() -> bool:
