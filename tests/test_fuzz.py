@@ -1,6 +1,7 @@
 """What must hold for any input, tried on inputs that nobody thought of.
 
-MINIFASTAI_FUZZ=10000 tries so many for each test, others each time.
+MINIFASTAI_STORMS=1 tries ten times as many. MINIFASTAI_FUZZ=10000 tries so many for each test,
+others each time.
 """
 import math
 import os
@@ -8,7 +9,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_learner
+from helpers import storm, tiny_learner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from minifastai.lr_finder import combine_scheds, sched_cos, sched_exp, sched_lin
 
 settings.register_profile(
     'minifastai',
-    max_examples=int(os.environ.get('MINIFASTAI_FUZZ', 200)),
+    max_examples=storm(50, 500, 'MINIFASTAI_FUZZ'),
     derandomize='MINIFASTAI_FUZZ' not in os.environ,
     deadline=None,
     database=None,
