@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from functools import partial
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import finish, fork, read_epochs, script
 from helpers import heeds_permissions, quiet_runner, tiny_learner
 from safetensors.torch import load_file
 from torch import nn, optim
@@ -386,11 +386,9 @@ def test_a_folder_without_permission(tmp_path):
         Runner([CheckpointCallback(later, every=2), Locks()]).fit(1, tiny_learner(6))
     assert [p.name for p in later.iterdir()] == ['000000-epoch-0-batch-2']
 
-    process = start(*LESSON, '--out', str(locked/'run'), cwd=tmp_path)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 1, out
+    status, out = train(*LESSON, '--out', str(locked/'run'), cwd=tmp_path)
+    assert status == 1, out
     assert 'Permission denied' in out, out
-    assert 'Traceback' not in out, out
     locked.chmod(0o700)
     later.chmod(0o700)
 
@@ -595,30 +593,18 @@ def test_state_that_is_no_plain_data(tmp_path):
 
 # --- the command
 
-COMMAND = str(Path(sys.executable).with_name('minifastai-train'))
 LESSON = ['--dataset', 'digits', '--recipe', 'lesson']
 
 
-def start(*args, cwd):
-    # a process that was started in the background ignores Ctrl-C, and so would those that it starts
-    def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([COMMAND, *args], cwd=cwd, text=True, preexec_fn=heed_ctrl_c,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
+def start_training(*args, cwd):
+    return fork(script('minifastai-train'), *args, cwd=cwd, stderr=subprocess.STDOUT)
 
 
-def finish(*args, cwd, timeout=60):
+def train(*args, cwd):
     "Status and output of the command; whatever happens to it, there is no traceback"
-    process = start(*args, cwd=cwd)
-    out, _ = process.communicate(timeout=timeout)
-    assert 'Traceback' not in out, out
-    return process.returncode, out
-
-
-def read_until(process, found):
-    "Read what `process` prints up to the first line for which `found(line)`"
-    for line in process.stdout:
-        if found(line): return
+    done = finish(start_training(*args, cwd=cwd))
+    assert 'Traceback' not in done.stdout, done.stdout
+    return done.returncode, done.stdout
 
 
 def test_killed_at_random_moments(tmp_path):
@@ -628,21 +614,19 @@ def test_killed_at_random_moments(tmp_path):
     """
     kills = int(os.environ.get('MINIFASTAI_KILLS', 4))
     settings = [*LESSON, '--epochs', '40', '--bs', '64', '--every', '1', '--norm', 'running']
-    status, out = finish(*settings, '--out', 'whole', cwd=tmp_path, timeout=300)
+    status, out = train(*settings, '--out', 'whole', cwd=tmp_path)
     assert status == 0, out
-
-    def trains(line):   # imports are over
-        return line.split()[:1] == ['epoch'] or 'Validation accuracy' in line
 
     args = [*settings, '--out', 'killed']
     for _ in range(kills):
-        process = start(*args, cwd=tmp_path)
-        read_until(process, trains)
+        process = start_training(*args, cwd=tmp_path)
+        for line in process.stdout:   # it trains, or has done so
+            if line.split()[:1] == ['epoch'] or 'Validation accuracy' in line: break
         time.sleep(random.uniform(0, 0.7))
         process.kill()
         process.communicate()
         args = ['--resume', 'killed']
-    status, out = finish(*args, cwd=tmp_path, timeout=300)
+    status, out = train(*args, cwd=tmp_path)
     assert status == 0, out
     for name in ('model.safetensors', 'batches.csv'):
         assert (tmp_path/'killed'/name).read_bytes() == (tmp_path/'whole'/name).read_bytes()
@@ -650,13 +634,13 @@ def test_killed_at_random_moments(tmp_path):
 
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop(tmp_path, number, status):
-    process = start(*LESSON, '--epochs', '10000', '--out', 'run', cwd=tmp_path)
-    read_until(process, lambda line: line.split()[:1] == ['1'])      # the second epoch is done
+    process = start_training(*LESSON, '--epochs', '10000', '--out', 'run', cwd=tmp_path)
+    read_epochs(process, 2)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == status, out
-    assert 'Traceback' not in out, out
-    assert 'To go on: minifastai-train --resume run' in out, out
+    done = finish(process)
+    assert done.returncode == status, done.stdout
+    assert 'Traceback' not in done.stdout, done.stdout
+    assert 'To go on: minifastai-train --resume run' in done.stdout, done.stdout
     assert find_checkpoint(tmp_path/'run'/'checkpoints').epoch >= 2
     assert load_file(tmp_path/'run'/'model.safetensors')
 
@@ -666,22 +650,22 @@ def test_what_cannot_be_resumed(tmp_path):
         (['--resume', 'nothing'], 'is not a run of this command'),
         (['--every', '0'], '--every has to be at least 1'),
     ):
-        status, out = finish(*args, cwd=tmp_path)
+        status, out = train(*args, cwd=tmp_path)
         assert status != 0, out
         assert message in out, out
         assert not list(tmp_path.iterdir()), out
 
     folder = tmp_path/'run'
-    status, out = finish(*LESSON, '--epochs', '1', '--out', 'run', cwd=tmp_path)
+    status, out = train(*LESSON, '--epochs', '1', '--out', 'run', cwd=tmp_path)
     assert status == 0, out
     for args, message in (
         (['--lr', '3'], 'leave out --lr'),
         (['--out', 'other'], 'leave out --out'),
         (['--seed', '1'], 'leave out --seed'),
     ):
-        status, out = finish('--resume', 'run', *args, cwd=tmp_path)
+        status, out = train('--resume', 'run', *args, cwd=tmp_path)
         assert message in out, out
-    status, out = finish('--resume', 'run', cwd=tmp_path)
+    status, out = train('--resume', 'run', cwd=tmp_path)
     assert 'which is complete' in out, out
     assert 'Validation accuracy' in out, out
 
@@ -694,7 +678,7 @@ def test_what_cannot_be_resumed(tmp_path):
         (json.dumps(settings | dict(bs=32)), 'batches an epoch; here there are'),
     ):
         (folder/'settings.json').write_text(text)
-        status, out = finish('--resume', 'run', cwd=tmp_path)
+        status, out = train('--resume', 'run', cwd=tmp_path)
         assert status == 1, out
         assert message in out, out
         for name, content in kept.items():    # what there was stays
