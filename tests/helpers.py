@@ -1,4 +1,4 @@
-"What several tests use: a tiny learner, and callbacks that note or raise."
+"What several tests use: how often to try, a tiny learner, and callbacks that note or raise."
 import os
 import tempfile
 from functools import partial
@@ -7,49 +7,92 @@ import torch
 import torch.nn.functional as F
 from torch import nn, optim
 
+from minifastai.callbacks import EVENTS, Callback, Learner, Runner
 from minifastai.data import DataBunch
 from minifastai.callbacks import Callback, EVENTS
 from minifastai.learner import Learner
 
 
+def storm(few, many, variable=None) -> int:
+    """How often to repeat what is slow: `many` times if MINIFASTAI_STORMS=1, as in CI, else `few`.
+
+    An environment variable of its own, if there is one, takes precedence.
+    """
+    own = os.environ.get(variable) if variable is not None else None
+    if own is not None: return int(own)
+    return many if os.environ.get('MINIFASTAI_STORMS', '0') != '0' else few
+
+
 def heeds_permissions() -> bool:
-    "Do permissions of files bind this process? They do not bind root, unless its capabilities were dropped"
+    """Whether a file's permissions restrict this process.
+
+    They do not restrict root, unless its capabilities were dropped.
+    """
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o500)
-        try: os.mkdir(os.path.join(folder, 'below'))
+        below = os.path.join(folder, 'below')
+        try: os.mkdir(below)
         except PermissionError: return True
-        os.rmdir(os.path.join(folder, 'below'))
+        os.rmdir(below)
         return False
 
 
 def tiny_learner(n_train=3, n_valid=2, model=None, opt_func=None, loss_func=F.cross_entropy):
     "A learner of a linear model on a few batches of random numbers"
-    model = nn.Linear(4, 3) if model is None else model
+    if model is None: model = nn.Linear(4, 3)
+    if opt_func is None: opt_func = partial(optim.SGD, lr=0.1)
     g = torch.Generator().manual_seed(0)
-    batches = [(torch.randn(5, 4, generator=g), torch.randint(3, (5,), generator=g)) for _ in range(n_train + n_valid)]
-    return Learner(model, (opt_func or partial(optim.SGD, lr=0.1))(model.parameters()), loss_func, DataBunch(batches[:n_train], batches[n_train:]))
+    batches = [(torch.randn(5, 4, generator=g), torch.randint(3, (5,), generator=g))
+               for _ in range(n_train + n_valid)]
+    data = DataBunch(batches[:n_train], batches[n_train:])
+    return Learner(model, opt_func(model.parameters()), loss_func, data)
+
+
+def quiet_runner(cbs=None, **kwargs):
+    "A runner that prints no statistics"
+    run = Runner(cbs, **kwargs)
+    run.show_stats = lambda *stats: None
+    return run
+
+
+def make_callback(class_name='Made', **attributes):
+    "A callback of a class with these methods and values"
+    return type(class_name, (Callback,), attributes)()
 
 
 class Tracer(Callback):
     "Notes all events in a list, which several tracers may share"
     def __init__(self, trace=None, name='tracer', order=0):
-        self.trace, self.name, self._order = [] if trace is None else trace, name, order
+        self.trace = [] if trace is None else trace
+        self.name = name
+        self._order = order
         for event in EVENTS: setattr(self, event, partial(self.note, event))
 
-    def note(self, event): self.trace.append((self.name, event) if self.name != 'tracer' else event)
+    def note(self, event):
+        self.trace.append((self.name, event) if self.name != 'tracer' else event)
 
 
 class Raiser(Callback):
-    "Raises `exc` at the `nth` time that `event` happens, and notes an '!' in the tracer's list; `first`, if given, is raised once at after_loss"
+    """Raises `exc` the `nth` time that `event` happens, and notes a '!' in the tracer's list.
+
+    `first`, if given, is raised once at after_loss.
+    """
     def __init__(self, event, exc, nth=1, first=None, trace=None, name='raiser', order=0):
-        self.exc, self.nth, self.count, self.first, self.trace, self.name, self._order = exc, nth, 0, first, trace, name, order
+        self.exc = exc
+        self.nth = nth
+        self.count = 0
+        self.first = first
+        self.trace = trace
+        self.name = name
+        self._order = order
         setattr(self, event, self._raise)
         if first is not None: self.after_loss = self._raise_first
 
     def _raise_first(self):
-        if self.first is not None:
-            first, self.first = self.first, None
-            raise first
+        if self.first is None: return
+        first = self.first
+        self.first = None
+        raise first
 
     def _raise(self):
         self.count += 1

@@ -1,4 +1,8 @@
-"What a step may cost, counted instead of timed: calls of Python functions, operations of PyTorch, looks at a device's numbers. Counts are the same on a busy machine."
+"""What a step may cost, counted instead of timed.
+
+Counted are calls of Python functions, operations of PyTorch, and reads of a device's numbers.
+Counts are the same on a busy machine.
+"""
 import gc
 import sys
 from collections import Counter
@@ -6,9 +10,11 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import quiet_runner
 from torch import nn, optim
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minifastai.callbacks import AvgStatsCallback, Callback, Learner, accuracy
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.callbacks import Callback
 from minifastai.learner import Learner, Runner
@@ -18,27 +24,54 @@ from minifastai.recorder import Recorder
 from minifastai.activations import ActivationStats
 from minifastai.norms import RunningBatchNorm
 
-FEW, MANY = 10, 30   # steps: the difference of two fits has no set-up in it
+# steps: the difference of two fits has no set-up in it
+FEW, MANY = 10, 30
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_collections():
+    """Hide all that was imported from the garbage collector, which runs before each count.
+
+    A collection would take 150 ms, 48 times.
+    """
+    fit(nothing, 1)()   # the first optimizer imports much
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Operations(TorchDispatchMode):
     "Counts PyTorch's operations by name"
-    def __init__(self): super().__init__(); self.counts = Counter()
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not func.overloadpacket.__name__.startswith('_record_function'): self.counts[func.overloadpacket.__name__] += 1   # a profiler's marks
+        name = func.overloadpacket.__name__
+        is_mark = name.startswith('_record_function')   # a profiler's marks
+        if not is_mark: self.counts[name] += 1
         return func(*args, **(kwargs or {}))
 
 
 def calls(f) -> int:
-    "How often functions are called while `f` runs, those written in C included, those within PyTorch's Python code as well"
-    n = [0]
+    """How often functions are called while `f` runs.
+
+    Functions written in C count, and those within PyTorch's Python code.
+    """
+    n = 0
     def count(frame, event, arg):
-        if event in ('call', 'c_call'): n[0] += 1
-    gc.collect(); gc.disable()   # what is thrown away may call something, too
+        nonlocal n
+        if event in ('call', 'c_call'): n += 1
+    # what is thrown away may call something, too
+    gc.collect()
+    gc.disable()
     sys.setprofile(count)
     try: f()
-    finally: sys.setprofile(None); gc.enable()
-    return n[0]
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return n
 
 
 def operations(f) -> Counter:
@@ -53,15 +86,21 @@ def batches(n): return [(torch.randn(4, 6), torch.randint(3, (4,))) for _ in ran
 
 
 def fit(cbs, n):
-    m, run = model(), Runner(cbs())
-    learn = Learner(m, optim.SGD(m.parameters(), lr=0.1), F.cross_entropy, DataBunch(batches(n), c=3))
-    run.show_stats = lambda *stats: None
+    "A function that trains on `n` batches by a runner with `cbs()`"
+    m = model()
+    run = quiet_runner(cbs())
+    opt = optim.SGD(m.parameters(), lr=0.1)
+    learn = Learner(m, opt, F.cross_entropy, DataBunch(batches(n), c=3))
     return lambda: run.fit(1, learn)
 
 
 def by_hand(cbs, n):
-    m, dl = model(), batches(n); opt = optim.SGD(m.parameters(), lr=0.1)
-    keep = bool(cbs())
+    "The same by a loop written out, which keeps records if there are `cbs()` that do"
+    m = model()
+    dl = batches(n)
+    opt = optim.SGD(m.parameters(), lr=0.1)
+    keeps_records = bool(cbs())
+
     def f():
         lrs, losses, accuracies = [], [], []
         for xb, yb in dl:
@@ -70,7 +109,10 @@ def by_hand(cbs, n):
             loss.backward()
             opt.step()
             opt.zero_grad()
-            if keep: lrs.append(opt.param_groups[0]['lr']); losses.append(loss.detach()); accuracies.append((pred.detach().argmax(1) == yb).float().mean())
+            if not keeps_records: continue
+            lrs.append(opt.param_groups[0]['lr'])
+            losses.append(loss.detach())
+            accuracies.append((pred.detach().argmax(1) == yb).float().mean())
     return f
 
 
@@ -80,19 +122,31 @@ def total(counted) -> int: return counted.total() if isinstance(counted, Counter
 def a_step(count, make, cbs):
     "What one more step costs"
     make(cbs, 1)()   # what is done only once in a program
-    few, many = (min((count(make(cbs, n)) for _ in range(3)), key=total) for n in (FEW, MANY))   # what happens now and then is left out
-    if isinstance(few, Counter): return {k: (many[k] - few[k])/(MANY - FEW) for k in many if many[k] != few[k]}
-    return (many - few)/(MANY - FEW)
+
+    def fewest(n):
+        "The least of three counts: what happens now and then is left out"
+        return min((count(make(cbs, n)) for _ in range(3)), key=total)
+
+    few, many = fewest(FEW), fewest(MANY)
+    steps = MANY - FEW
+    if not isinstance(few, Counter): return (many - few)/steps
+    return {k: (many[k] - few[k])/steps for k in many if many[k] != few[k]}
 
 
 def nothing(): return []
 def books(): return [Recorder(), AvgStatsCallback(accuracy)]
+def books_and_schedule(): return [*books(), ParamScheduler('lr', sched_lin(0.1, 0.01))]
 
 
 # more than by hand: measured on Python 3.11, and a tenth for other versions
-@pytest.mark.parametrize('cbs, most', [(nothing, 17), (books, 64), (lambda: [*books(), ParamScheduler('lr', sched_lin(0.1, 0.01))], 91)])
+@pytest.mark.parametrize('cbs, most', [
+    (nothing, 17),
+    (books, 64),
+    (books_and_schedule, 91),
+])
 def test_calls_of_functions_a_step(cbs, most):
-    ours, hand = a_step(calls, fit, cbs), a_step(calls, by_hand, cbs)
+    ours = a_step(calls, fit, cbs)
+    hand = a_step(calls, by_hand, cbs)
     assert 0 < ours - hand <= most, (ours, hand)
 
 
@@ -103,8 +157,8 @@ class Listens(Callback):
 
 
 def test_a_callback_costs_a_call_for_each_event_it_listens_to():
-    one, eleven = (a_step(calls, fit, lambda: [Listens(i) for i in range(n)]) for n in (1, 11))
-    assert eleven - one == 10*2
+    def cost(n): return a_step(calls, fit, lambda: [Listens(i) for i in range(n)])
+    assert cost(11) - cost(1) == 10*2
 
 
 def test_a_step_without_callbacks_is_the_same_operations_as_by_hand():
@@ -113,8 +167,10 @@ def test_a_step_without_callbacks_is_the_same_operations_as_by_hand():
 
 def test_books_add_four_operations_and_never_look():
     "Two to count labels that are not ignored, and two more `detach`, which take next to nothing"
-    ours, hand = a_step(operations, fit, books), a_step(operations, by_hand, books)
-    assert sum(ours.values()) - sum(hand.values()) <= 4, {k: (ours.get(k), hand.get(k)) for k in ours | hand if ours.get(k) != hand.get(k)}
+    ours = a_step(operations, fit, books)
+    hand = a_step(operations, by_hand, books)
+    different = {k: (ours.get(k), hand.get(k)) for k in ours | hand if ours.get(k) != hand.get(k)}
+    assert sum(ours.values()) - sum(hand.values()) <= 4, different
     assert '_local_scalar_dense' not in ours   # .item(), a wait for the device
 
 
@@ -137,8 +193,11 @@ def test_a_batch_of_data_is_two_operations():
 def test_operations_of_the_running_norm(shape):
     def once(layer):
         x = torch.randn(shape, requires_grad=True)
-        with Operations() as ops: layer(x).sum().backward()
-        return ops.counts
-    ours, theirs = once(RunningBatchNorm(shape[1])), once(nn.BatchNorm2d(shape[1]) if len(shape) == 4 else nn.BatchNorm1d(shape[1]))
+        return operations(lambda: layer(x).sum().backward())
+    nf = shape[1]
+    batch_norm = nn.BatchNorm2d(nf) if len(shape) == 4 else nn.BatchNorm1d(nf)
+    ours = once(RunningBatchNorm(nf))
+    theirs = once(batch_norm)
     assert ours.total() - theirs.total() <= 22, ours
-    assert ours['native_batch_norm_backward'] == 1 and '_local_scalar_dense' not in ours
+    assert ours['native_batch_norm_backward'] == 1
+    assert '_local_scalar_dense' not in ours

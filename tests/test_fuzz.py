@@ -1,135 +1,234 @@
-"What must hold for any input, tried on inputs that nobody thought of. MINIFASTAI_FUZZ=10000 tries so many for each test, others each time."
+"""What must hold for any input, tried on inputs that nobody thought of.
+
+MINIFASTAI_STORMS=1 tries ten times as many. MINIFASTAI_FUZZ=10000 tries so many for each test,
+others each time.
+"""
 import math
 import os
 
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_learner
+from helpers import storm, tiny_learner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minifastai.datasets import parse_idx
-from minifastai.callbacks import (
-    Callback, CancelBatchException, CancelEpochException, CancelTrainException, EVENTS)
-from minifastai.learner import Runner
-from minifastai.schedules import combine_scheds, sched_cos, sched_exp, sched_lin, sched_no
-from minifastai.hooks import ListContainer
-from minifastai.activations import ActivationStats
+from minifastai.callbacks import (EVENTS, Callback, CancelBatchException, CancelEpochException,
+                                  CancelTrainException, Runner)
+from minifastai.data import parse_idx
+from minifastai.hooks import ActivationStats, ListContainer
+from minifastai.lr_finder import combine_scheds, sched_cos, sched_exp, sched_lin, sched_no
 
-settings.register_profile('minifastai', max_examples=int(os.environ.get('MINIFASTAI_FUZZ', 200)), deadline=None, database=None, derandomize='MINIFASTAI_FUZZ' not in os.environ, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    'minifastai',
+    max_examples=storm(50, 500, 'MINIFASTAI_FUZZ'),
+    derandomize='MINIFASTAI_FUZZ' not in os.environ,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 settings.load_profile('minifastai')
+
+# --- schedules
 
 values = st.floats(-1e3, 1e3)
 positives = st.floats(1e-6, 1e3)
 positions = st.floats(0, 1)
+schedules = st.sampled_from([sched_lin, sched_cos, sched_no, sched_exp])
 
 
-@given(st.sampled_from([sched_lin, sched_cos, sched_no, sched_exp]), positives, positives, positions, positions)
+@given(schedules, positives, positives, positions, positions)
 def test_a_schedule_goes_from_one_value_to_the_other(make, a, b, p, q):
     f = make(a, b)
-    near = lambda x, y: math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-9)
-    assert near(f(0), a) and near(f(1), a if make is sched_no else b)
+    def near(x, y): return math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-9)
+    assert near(f(0), a)
+    assert near(f(1), a if make is sched_no else b)
     p, q = sorted((p, q))
     lo, hi = sorted((a, b))
-    assert all(lo - 1e-9*hi <= f(v) <= hi + 1e-9*hi for v in (p, q))
-    assert f(p) <= f(q) + 1e-9*hi if a <= b else f(p) >= f(q) - 1e-9*hi      # never back
+    rounding = 1e-9*hi
+    assert all(lo - rounding <= f(v) <= hi + rounding for v in (p, q))
+    # never back
+    if a <= b: assert f(p) <= f(q) + rounding
+    else: assert f(p) >= f(q) - rounding
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), values, values), min_size=1, max_size=6).filter(lambda parts: sum(p for p, _, _ in parts) > 1e-3), positions)
+def can_be_scaled(parts): return sum(fraction for fraction, _, _ in parts) > 1e-3
+
+
+lists_of_parts = st.lists(st.tuples(st.floats(0, 1), values, values), min_size=1, max_size=6)
+
+
+@given(lists_of_parts.filter(can_be_scaled), positions)
 def test_combined_schedules(parts, pos):
     total = math.fsum(p for p, _, _ in parts)
-    shares = [p/total for p, _, _ in parts]
-    f = combine_scheds(shares, [sched_lin(a, b) for _, a, b in parts])
+    fractions = [p/total for p, _, _ in parts]
+    f = combine_scheds(fractions, [sched_lin(a, b) for _, a, b in parts])
+
+    # the same by hand
     start = 0.
-    for i, (share, (_, a, b)) in enumerate(zip(shares, parts)):     # the same by hand
-        if share == 0: continue
-        last = not any(shares[i+1:])
-        if pos < start + share or last:
-            width = 1 - start if last else share
+    for i, (fraction, (_, a, b)) in enumerate(zip(fractions, parts)):
+        if fraction == 0: continue
+        is_last = not any(fractions[i+1:])
+        end = start + fraction
+        if pos < end or is_last:
+            width = 1 - start if is_last else fraction
             u = min(max((pos - start)/width, 0.), 1.) if width > 0 else 1.
-            at_edge = min(abs(pos - start), abs(pos - start - share)) < 1e-9 or width < 1e-6      # there, rounding may decide otherwise
-            assert at_edge or math.isclose(f(pos), a + u*(b - a), rel_tol=1e-5, abs_tol=1e-5*(1 + abs(a) + abs(b)))
+            expected = a + u*(b - a)
+            # at an edge, rounding may decide otherwise
+            at_edge = min(abs(pos - start), abs(pos - start - fraction)) < 1e-9 or width < 1e-6
+            scale = 1 + abs(a) + abs(b)
+            assert at_edge or math.isclose(f(pos), expected, rel_tol=1e-5, abs_tol=1e-5*scale)
             break
-        start += share
-    used = [(a, b) for s, (_, a, b) in zip(shares, parts) if s > 0]
-    assert math.isclose(f(0.), used[0][0], abs_tol=1e-6) and math.isclose(f(1.), used[-1][1], abs_tol=1e-3*(1 + abs(used[-1][0] - used[-1][1])))
+        start = end
+
+    used = [(a, b) for fraction, (_, a, b) in zip(fractions, parts) if fraction > 0]
+    first, _ = used[0]
+    before_last, last = used[-1]
+    assert math.isclose(f(0.), first, abs_tol=1e-6)
+    assert math.isclose(f(1.), last, abs_tol=1e-3*(1 + abs(before_last - last)))
 
 
 @given(st.lists(st.floats(-1, 2), max_size=4), st.integers(0, 5))
-def test_shares_that_do_not_add_up(shares, n):
-    good = len(shares) == n and n > 0 and all(s >= 0 for s in shares) and abs(sum(shares) - 1) < 1e-6
-    if good: combine_scheds(shares, [sched_no(1.)]*n)(0.5)
+def test_fractions_that_do_not_add_up(fractions, n):
+    adds_up = all(s >= 0 for s in fractions) and abs(sum(fractions) - 1) < 1e-6
+    scheds = [sched_no(1.)]*n
+    if n > 0 and len(fractions) == n and adds_up:
+        combine_scheds(fractions, scheds)(0.5)
     else:
-        with pytest.raises(ValueError, match='combine_scheds'): combine_scheds(shares, [sched_no(1.)]*n)
+        with pytest.raises(ValueError, match='combine_scheds'): combine_scheds(fractions, scheds)
 
 
-indices = st.one_of(st.integers(-8, 8), st.slices(8), st.lists(st.integers(-8, 8), max_size=5), st.lists(st.booleans(), max_size=8))
+# --- lists
+
+indices = st.one_of(
+    st.integers(-8, 8),
+    st.slices(8),
+    st.lists(st.integers(-8, 8), max_size=5),
+    st.lists(st.booleans(), max_size=8),
+)
+actions = st.sampled_from(['get', 'tensor', 'array', 'set', 'del'])
+lists_of_steps = st.lists(st.tuples(actions, indices, st.integers()), max_size=8)
 
 
-@given(st.lists(st.integers(), max_size=8), st.lists(st.tuples(st.sampled_from(['get', 'tensor', 'array', 'set', 'del']), indices, st.integers()), max_size=8))
+def is_mask(i): return isinstance(i, list) and bool(i) and all(isinstance(k, bool) for k in i)
+
+
+def index_as(what, i):
+    "The index `i` in the form `what`: as it is, a tensor, or an array"
+    if what == 'tensor' and isinstance(i, list):
+        return torch.tensor(i, dtype=torch.bool if is_mask(i) else torch.long)
+    if what == 'tensor' and isinstance(i, int): return torch.tensor(i)
+    if what == 'array' and isinstance(i, list):
+        return np.array(i, dtype=bool if is_mask(i) else int)
+    return i
+
+
+def items_at(items, i):
+    "What a list of `items` that takes lists and masks as well gives for `i`"
+    if not isinstance(i, list): return items[i]
+    if not is_mask(i): return [items[k] for k in i]
+    if len(i) != len(items): raise IndexError
+    return [x for k, x in zip(i, items) if k]
+
+
+def outcome(f):
+    "What `f()` returns, or that it raised an IndexError"
+    try: return f()
+    except IndexError: return IndexError
+
+
+@given(st.lists(st.integers(), max_size=8), lists_of_steps)
 def test_list_container_is_a_list(items, steps):
     ours, theirs = ListContainer(items), list(items)
     assert ours.items is not items
     for what, i, v in steps:
-        mask = isinstance(i, list) and i and all(isinstance(k, bool) for k in i)
         if what in ('get', 'tensor', 'array'):
-            if isinstance(i, list):
-                given_ = torch.tensor(i, dtype=torch.bool if mask else torch.long) if what == 'tensor' else np.array(i, dtype=bool if mask else int) if what == 'array' else i
-                expected = (lambda: [x for k, x in zip(i, theirs) if k] if len(i) == len(theirs) else [][0]) if mask else (lambda: [theirs[k] for k in i])
-            else:
-                given_, expected = (torch.tensor(i) if what == 'tensor' and isinstance(i, int) else i), lambda: theirs[i]
-            try: right = expected()
-            except IndexError:
-                with pytest.raises(IndexError): ours[given_]
-            else: assert ours[given_] == right
+            assert outcome(lambda: ours[index_as(what, i)]) == outcome(lambda: items_at(theirs, i))
         elif not isinstance(i, list):
-            change = (lambda o: o.__setitem__(i, [v]*len(theirs[i]) if isinstance(i, slice) else v)) if what == 'set' else (lambda o: o.__delitem__(i))
-            try: change(theirs)
-            except IndexError:
-                with pytest.raises(IndexError): change(ours)
-            else: change(ours)
-        assert list(ours) == theirs and len(ours) == len(theirs) and str(len(theirs)) in repr(ours)
+            value = [v]*len(theirs[i]) if isinstance(i, slice) else v
+            def change(o):
+                if what == 'set': o.__setitem__(i, value)
+                else: o.__delitem__(i)
+            assert outcome(lambda: change(ours)) == outcome(lambda: change(theirs))
+        assert list(ours) == theirs
+        assert len(ours) == len(theirs)
+        assert str(len(theirs)) in repr(ours)
 
 
-types = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
+# --- MNIST's file format
+
+TYPES = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
 
 
-@given(st.sampled_from(list(types)), st.lists(st.integers(0, 5), max_size=4), st.integers(0, 2**32 - 1), st.data())
+def n_bytes(array):
+    "Of an idx file with this array"
+    return 4 + 4*array.dim() + array.numel()*array.element_size()
+
+
+@given(st.sampled_from(list(TYPES)), st.lists(st.integers(0, 5), max_size=4),
+       st.integers(0, 2**32 - 1), st.data())
 def test_idx(kind, shape, seed, data):
-    "What is written is read; and whatever is changed about header or length, there is an error, not another array"
+    """What is written is read.
+
+    Whatever is changed about header or length, there is an error, not another array.
+    """
     n = math.prod(shape)
-    array = np.random.default_rng(seed).integers(0, 100, n).astype(types[kind]).reshape(shape)
-    content = bytes([0, 0, kind, len(shape)]) + np.array(shape, '>u4').tobytes() + array.tobytes()
+    numbers = np.random.default_rng(seed).integers(0, 100, n)
+    array = numbers.astype(TYPES[kind]).reshape(shape)
+    header = bytes([0, 0, kind, len(shape)]) + np.array(shape, '>u4').tobytes()
+    content = header + array.tobytes()
     read = parse_idx(content)
-    assert tuple(read.shape) == tuple(shape) and np.array_equal(read.numpy(), array.astype(array.dtype.newbyteorder('=')))
+    assert tuple(read.shape) == tuple(shape)
+    assert np.array_equal(read.numpy(), array.astype(array.dtype.newbyteorder('=')))
+
     cut = data.draw(st.integers(0, len(content) - 1))
     with pytest.raises(ValueError): parse_idx(content[:cut])
-    with pytest.raises(ValueError): parse_idx(content + data.draw(st.binary(min_size=1, max_size=9)))
-    at, value = data.draw(st.integers(0, 3 + 4*len(shape))), data.draw(st.integers(0, 255))
+    more = data.draw(st.binary(min_size=1, max_size=9))
+    with pytest.raises(ValueError): parse_idx(content + more)
+
+    at = data.draw(st.integers(0, len(header) - 1))
+    value = data.draw(st.integers(0, 255))
     changed = content[:at] + bytes([value]) + content[at+1:]
-    if changed != content:
-        try: other = parse_idx(changed, 'the file')
-        except ValueError as e: assert str(e).startswith('the file')
-        else: assert at >= 2 and other.numel()*other.element_size() + 4 + 4*other.dim() == len(content)    # another header that fits as well
+    if changed == content: return
+    try: other = parse_idx(changed, 'the file')
+    except ValueError as e: assert str(e).startswith('the file')
+    else:   # another header that fits as well
+        assert at >= 2
+        assert n_bytes(other) == len(content)
 
 
 @given(st.binary(max_size=40))
 def test_idx_of_anything(content):
     try: array = parse_idx(content)
     except ValueError: return
-    assert array.numel()*array.element_size() == len(content) - 4 - 4*array.dim()
+    assert n_bytes(array) == len(content)
 
 
-cancels = [CancelBatchException, CancelEpochException, CancelTrainException]
-plans = st.lists(st.tuples(st.sampled_from(list(EVENTS)), st.integers(1, 4), st.sampled_from([*cancels, *cancels, ValueError, ZeroDivisionError, KeyboardInterrupt, True])), max_size=3)
-nesting = {'begin_fit': 'after_fit', 'begin_epoch': 'cleanup_epoch', 'begin_validate': 'cleanup_validate', 'begin_batch': 'cleanup_batch'}
+# --- callbacks that raise
+
+CANCELS = [CancelBatchException, CancelEpochException, CancelTrainException]
+CLEANUPS = {
+    'begin_fit': 'after_fit',
+    'begin_epoch': 'cleanup_epoch',
+    'begin_validate': 'cleanup_validate',
+    'begin_batch': 'cleanup_batch',
+}
+ERRORS = [ValueError, ZeroDivisionError, KeyboardInterrupt]
+doings = st.sampled_from([*CANCELS, *CANCELS, *ERRORS, True])
+plans = st.lists(st.tuples(st.sampled_from(list(EVENTS)), st.integers(1, 4), doings), max_size=3)
 
 
 class Wild(Callback):
-    "Notes what it hears in a list that all share, and raises, or returns True, as planned"
+    """Raises, or returns True, as planned, and notes what it hears in a list that all share.
+
+    A plan is a list of (event, the time that it happens, what to do then).
+    """
     def __init__(self, i, order, plan, log):
-        self.name, self._order, self.plan, self.log, self.place = f'wild_{i}', order, plan, log, i
+        self.name = f'wild_{i}'
+        self._order = order
+        self.plan = plan
+        self.log = log
+        self.place = i
         self.heard = {}
         for event in EVENTS: setattr(self, event, self.hear(event))
 
@@ -143,35 +242,57 @@ class Wild(Callback):
         return f
 
 
+def check_what_is_raised(log, raised):
+    "The first error wins; without one, a fit may only fail by a cancel of what is not running"
+    errors = [what for _, _, what in log if isinstance(what, type) and what not in CANCELS]
+    if errors: assert type(raised) is errors[0], (raised, errors)
+    elif raised is not None:
+        assert isinstance(raised, RuntimeError), raised
+        assert 'none to cancel' in str(raised), raised
+
+
+def check_cleanups(log, place):
+    "What the callback at `place` began is cleaned up, the inner before the outer"
+    open_ = []
+    for event, what in ((event, what) for i, event, what in log if i == place):
+        has_begun = what is None or what is True or what in CANCELS
+        if event in CLEANUPS and has_begun: open_.append(CLEANUPS[event])
+        elif event in CLEANUPS.values(): assert open_ and open_.pop() == event, (event, open_)
+    assert not open_, open_
+
+
+def check_order(log, cbs):
+    "Events go in order, clean-ups in reverse"
+    in_order = sorted(cbs, key=lambda cb: cb._order)
+    rank = {cb.place: p for p, cb in enumerate(in_order)}
+    for (a, event, what), (b, following, _) in zip(log, log[1:]):
+        if event != following or a == b or what is not None: continue
+        if event in CLEANUPS.values(): assert rank[a] > rank[b]
+        elif rank[a] > rank[b]:   # the same event again, announced to all before
+            assert rank[a] == max(rank.values())
+
+
 @given(st.lists(st.tuples(st.integers(-2, 2), plans), min_size=1, max_size=4))
 def test_a_storm_of_exceptions(callbacks):
     log = []
     cbs = [Wild(i, order, plan, log) for i, (order, plan) in enumerate(callbacks)]
-    learn, stats = tiny_learner(3, 2), ActivationStats(layers=torch.nn.Linear)
+    learn = tiny_learner(3, 2)
+    stats = ActivationStats(layers=torch.nn.Linear)
     stats.layers = [learn.model]
-    run, left = Runner([*cbs, stats]), None
+    run = Runner([*cbs, stats])
+    raised = None
     try: run.fit(2, learn)
-    except BaseException as e: left = e
+    except BaseException as e: raised = e
 
-    errors = [w for _, _, w in log if isinstance(w, type) and w not in cancels]
-    if errors: assert type(left) is errors[0], (left, errors)                            # the first error wins
-    else: assert left is None or (isinstance(left, RuntimeError) and 'none to cancel' in str(left)), left
-
-    for i in range(len(cbs)):                                                             # what was begun is cleaned up, the inner before the outer
-        open_ = []
-        for _, event, what in (entry for entry in log if entry[0] == i):
-            if event in nesting and (what is None or what is True or what in cancels): open_.append(nesting[event])
-            elif event in nesting.values(): assert open_ and open_.pop() == event, (event, open_)
-        assert not open_, open_
-
-    places = {cb.place: p for p, cb in enumerate(sorted(cbs, key=lambda cb: cb._order))}   # in order; cleaning up in reverse
-    for (a, event, what), (b, following, _) in zip(log, log[1:]):
-        if event == following and places[a] != places[b] and what is None:
-            down = event in nesting.values()
-            if down: assert places[a] > places[b]
-            elif places[a] > places[b]: assert places[a] == max(p for c, p in places.items())   # the same event again, announced to all before
+    check_what_is_raised(log, raised)
+    for place in range(len(cbs)): check_cleanups(log, place)
+    check_order(log, cbs)
     for p in learn.model.parameters(): assert p.grad is None or not p.grad.any()
-    assert not learn.model._forward_hooks and torch.is_grad_enabled()
+    assert not learn.model._forward_hooks
+    assert torch.is_grad_enabled()
+
+    # and the runner can be used again
     for cb in cbs: cb.plan = []
-    run.fit(1, learn)                                                                     # and the runner can be used again
-    assert run.epoch == 0 and run.n_iter == 3
+    run.fit(1, learn)
+    assert run.epoch == 0
+    assert run.n_iter == 3
