@@ -10,123 +10,177 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from torch import optim
-from .callbacks import Callback
 from .utils import listify
+from .callbacks import Callback
+from .learner import TrainEvalCallback
+from .metrics import AvgStatsCallback
 
 # %% ../nbs/05_lr_finder.ipynb #83962b1d
 def _lin(start, end, pos): return start + pos*(end-start)
-def _cos(start, end, pos): return start + (1 - math.cos(math.pi*pos))*(end-start)/2
-def _no(start, end, pos): return start
-def _exp(start, end, pos): return start*(end/start)**pos
 
 def sched_lin(
     start:float, # Value at position 0
     end:float,   # Value at position 1
 ) -> Callable: # A function of the position
-    "A straight line from `start` to `end`"
+    "Make a straight line from `start` to `end`."
     return partial(_lin, start, end)
+
+# %% ../nbs/05_lr_finder.ipynb #d2560a0a
+def _cos(start, end, pos): return start + (1 - math.cos(math.pi*pos))*(end-start)/2
 
 def sched_cos(
     start:float, # Value at position 0
     end:float,   # Value at position 1
 ) -> Callable: # A function of the position
-    "Half a cosine from `start` to `end`: level at both ends (Loshchilov and Hutter 2017, arXiv 1608.03983)"
+    """Make half a cosine from `start` to `end`, level at both ends.
+
+    From Loshchilov and Hutter 2017, arXiv 1608.03983."""
     return partial(_cos, start, end)
+
+# %% ../nbs/05_lr_finder.ipynb #af717036
+def _no(start, end, pos): return start
 
 def sched_no(
     start:float,    # The value
     end:float=None, # Not used: all schedules take two values
 ) -> Callable: # A function of the position
-    "No change: `start` all the way"
+    "Make a schedule that stays at `start`."
     return partial(_no, start, end)
+
+# %% ../nbs/05_lr_finder.ipynb #636f4fa5
+def _exp(start, end, pos): return start*(end/start)**pos
 
 def sched_exp(
     start:float, # Value at position 0, not 0
     end:float,   # Value at position 1, of the same sign
 ) -> Callable: # A function of the position
-    "The same factor for each step of the same size, from `start` to `end`"
-    if start == 0 or end/start <= 0: raise ValueError(f"sched_exp goes from one value to another by a factor: {start} and {end} have to be of the same sign, and not 0")
+    "Make an exponential from `start` to `end`: equal steps multiply by equal factors."
+    if start == 0 or end/start <= 0:
+        raise ValueError("sched_exp goes from one value to another by a factor: "
+                         f"{start} and {end} have to be of the same sign, and not 0")
     return partial(_exp, start, end)
 
 # %% ../nbs/05_lr_finder.ipynb #971d6e4e
 class _Combined:
-    "Schedules one after the other; a class rather than a closure, so that it can be pickled"
+    "Schedules one after the other: a class, since a closure cannot be pickled."
     def __init__(self, ends, scheds): self.ends, self.scheds = ends, scheds
 
     def __call__(self, pos):
-        pos = min(max(float(pos), 0.), 1.) if -1e-6 < pos < 1 + 1e-6 else pos   # a position that has been added up may miss 0 or 1 by a rounding error
-        if not 0 <= pos <= 1: raise ValueError(f"A schedule's position is between 0 and 1, not {pos}")
+        # a position that has been added up may miss 0 or 1 by a rounding error
+        if -1e-6 < pos < 1 + 1e-6: pos = min(max(float(pos), 0.), 1.)
+        if not 0 <= pos <= 1:
+            raise ValueError(f"A schedule's position is between 0 and 1, not {pos}")
         i = next((i for i, end in enumerate(self.ends) if pos < end), len(self.ends) - 1)
         start = self.ends[i-1] if i else 0.
         width = self.ends[i] - start
-        return self.scheds[i]((pos-start)/width if width > 0 else 1.)   # a share may be too small to make a difference
+        # a fraction may be too small to make a difference
+        return self.scheds[i]((pos-start)/width if width > 0 else 1.)
 
+# %% ../nbs/05_lr_finder.ipynb #d1c2d6e4
 def combine_scheds(
-    pcts:Sequence[float],      # Each schedule's share of the training; they add up to 1
+    pcts:Sequence[float],      # Each schedule's fraction of the way; they add up to 1
     scheds:Sequence[Callable], # Schedules
 ) -> Callable: # A function of the position
-    "One schedule after the other"
-    pcts, scheds = [float(p) for p in listify(pcts)], listify(scheds)
-    if not pcts or len(pcts) != len(scheds): raise ValueError(f"combine_scheds: {len(pcts)} shares for {len(scheds)} schedules: each needs one")
-    if not all(p >= 0 for p in pcts): raise ValueError(f"combine_scheds: shares cannot be negative: {pcts}")
-    if not abs(sum(pcts) - 1) < 1e-6: raise ValueError(f"combine_scheds: the shares {pcts} add up to {sum(pcts):.6g}, not to 1")
+    "Make one schedule of several, one after the other."
+    pcts = [float(p) for p in listify(pcts)]
+    scheds = listify(scheds)
+    if not pcts or len(pcts) != len(scheds):
+        raise ValueError(f"combine_scheds: {len(pcts)} fractions for {len(scheds)} schedules: "
+                         "each needs one")
+    if not all(p >= 0 for p in pcts):
+        raise ValueError(f"combine_scheds: fractions cannot be negative: {pcts}")
+    if not abs(sum(pcts) - 1) < 1e-6:
+        raise ValueError(f"combine_scheds: the fractions {pcts} add up to {sum(pcts):.6g}, "
+                         "not to 1")
     pairs = [(p, s) for p, s in zip(pcts, scheds) if p > 0]
     ends = [min(sum(p for p, _ in pairs[:i+1]), 1.) for i in range(len(pairs))]
     return _Combined(ends[:-1] + [1.], [s for _, s in pairs])
 
+# %% ../nbs/05_lr_finder.ipynb #ad9bc9a1
 def cos_1cycle_anneal(
     start:float, # Value at the beginning
     high:float,  # Value at the top
     end:float,   # Value at the end
 ) -> list[Callable]: # Two schedules for `combine_scheds`
-    "Up and down again, both by half a cosine (after Smith 2018, arXiv 1803.09820)"
+    """Make a way up and a way down, both half a cosine.
+
+    After Smith 2018, arXiv 1803.09820."""
     return [sched_cos(start, high), sched_cos(high, end)]
 
 # %% ../nbs/05_lr_finder.ipynb #d57bfbb3
 class ParamScheduler(Callback):
-    "Sets a setting of the optimizer before each training batch, by the position in training"
-    _order = 1
+    "Sets a setting of the optimizer before each training batch, by the position in training."
+    _order = TrainEvalCallback._order + 1   # which says what the position is
     def __init__(self,
-        pname:str,                               # The setting's name, such as `'lr'` or `'momentum'`
+        pname:str, # The setting's name, such as `'lr'` or `'momentum'`
         sched_funcs:Callable|Sequence[Callable], # A schedule, or one for each parameter group
     ):
         self.pname, self.sched_funcs = pname, sched_funcs
-        if pname != 'lr': self.name = f'param_scheduler_{pname}'   # so that several fit into one runner
+        # so that several fit into one runner
+        if pname != 'lr': self.name = f'param_scheduler_{pname}'
 
     def begin_fit(self):
         groups = self.opt.param_groups
         if not callable(self.sched_funcs): self.sched_funcs = listify(self.sched_funcs)
-        self.scheds = self.sched_funcs if isinstance(self.sched_funcs, list) else [self.sched_funcs]*len(groups)
+        if isinstance(self.sched_funcs, list): self.scheds = self.sched_funcs
+        else: self.scheds = [self.sched_funcs]*len(groups)
+        self._check_scheds(groups)
+
+    def _check_scheds(self, groups):
+        "Refuse what is no schedule, and schedules that don't suit the optimizer."
         for f in self.scheds:
-            if not callable(f): raise TypeError(f"ParamScheduler: a schedule is a function of the position, such as sched_no({f!r}), not {f!r}")
-        if len(self.scheds) != len(groups): raise ValueError(f"ParamScheduler: {len(self.scheds)} schedules for an optimizer with {len(groups)} parameter groups: "
-                                                              "pass one for each, or one for all of them, not in a list")
+            if not callable(f):
+                raise TypeError("ParamScheduler: a schedule is a function of the position, "
+                                f"such as sched_no({f!r}), not {f!r}")
+        if len(self.scheds) != len(groups):
+            raise ValueError(f"ParamScheduler: {len(self.scheds)} schedules for an optimizer with "
+                             f"{len(groups)} parameter groups: pass one for each, or one for all "
+                             "of them, not in a list")
         for pg in groups:
-            if self.pname not in pg: raise ValueError(f"ParamScheduler: {type(self.opt).__name__} has no setting {self.pname!r}; it has {', '.join(k for k in pg if k != 'params')}")
+            if self.pname in pg: continue
+            settings = ', '.join(k for k in pg if k != 'params')
+            raise ValueError(f"ParamScheduler: {type(self.opt).__name__} has no setting "
+                             f"{self.pname!r}; it has {settings}")
 
     def begin_batch(self):
         if not self.in_train: return
-        if self.iters is None: raise ValueError("ParamScheduler: the training batches do not say how many they are (len), so there is no position in training")
-        for pg, sched in zip(self.opt.param_groups, self.scheds): pg[self.pname] = sched(self.n_epochs/self.epochs)
+        if self.iters is None:
+            raise ValueError("ParamScheduler: the training batches do not say how many they are "
+                             "(len), so there is no position in training")
+        pos = self.n_epochs/self.epochs
+        for pg, sched in zip(self.opt.param_groups, self.scheds): pg[self.pname] = sched(pos)
 
 # %% ../nbs/05_lr_finder.ipynb #5d579f12
 class LRSchedulerCallback(Callback):
-    "Steps one of PyTorch's `torch.optim.lr_scheduler`s after every training batch, or after every epoch"
-    _order = 10  # after the recorder, which records the rate that was used
+    "Steps a scheduler of `torch.optim.lr_scheduler` after every training batch or every epoch."
+    # after the averages, which one scheduler looks at, and after the recorder, which has to
+    # record the learning rate that was used
+    _order = AvgStatsCallback._order + 10
     def __init__(self,
-        sched_func:Callable,  # Called as `sched_func(opt)` at the beginning of a fit; or a scheduler
-        per_batch:bool=True,  # Step after every training batch, or after every epoch?
-    ): self.sched_func, self.per_batch = sched_func, per_batch
+        sched_func:Callable, # Called as `sched_func(opt)` when a fit begins; or a scheduler
+        *,
+        per_batch:bool=True, # Step after every training batch, or after every epoch?
+    ):
+        self.sched_func, self.per_batch = sched_func, per_batch
 
     def begin_fit(self):
-        is_made = hasattr(self.sched_func, 'step') and not isinstance(self.sched_func, type)
-        if not is_made:
-            for pg in self.opt.param_groups: pg.pop('initial_lr', None)   # an earlier scheduler's, which this one would take for its own
-        self.sched = self.sched_func if is_made else self.sched_func(self.opt)
-        if self.sched.optimizer is not self.opt: raise ValueError("LRSchedulerCallback: this scheduler is another optimizer's: pass a function, such as partial(ExponentialLR, gamma=0.9)")
+        self.sched = self._make_sched()
+        if self.sched.optimizer is not self.opt:
+            raise ValueError("LRSchedulerCallback: this scheduler is another optimizer's: pass a "
+                             "function, such as partial(ExponentialLR, gamma=0.9)")
         self._by_loss = isinstance(self.sched, optim.lr_scheduler.ReduceLROnPlateau)
-        if self._by_loss and (self.per_batch or self.data.valid_dl is None or not hasattr(self.run, 'avg_stats')):
-            raise ValueError("LRSchedulerCallback: ReduceLROnPlateau looks at the validation loss after each epoch: it needs per_batch=False, validation batches and an AvgStatsCallback")
+        has_loss = self.data.valid_dl is not None and hasattr(self.run, 'avg_stats')
+        if self._by_loss and (self.per_batch or not has_loss):
+            raise ValueError("LRSchedulerCallback: ReduceLROnPlateau looks at the validation loss "
+                             "after each epoch: it needs per_batch=False, validation batches "
+                             "and an AvgStatsCallback")
+
+    def _make_sched(self):
+        if hasattr(self.sched_func, 'step') and not isinstance(self.sched_func, type):
+            return self.sched_func
+        # an earlier scheduler's, which the new one would take for its own
+        for pg in self.opt.param_groups: pg.pop('initial_lr', None)
+        return self.sched_func(self.opt)
 
     def state_dict(self): return self.sched.state_dict()
     def load_state_dict(self, state): self.sched.load_state_dict(state)
@@ -136,4 +190,6 @@ class LRSchedulerCallback(Callback):
 
     def after_epoch(self):
         if self.per_batch: return
-        self.sched.step(*([self.avg_stats.valid_stats.avg_stats[0]] if self._by_loss else []))
+        # without a validated batch, there is no loss
+        if self._by_loss: self.sched.step(self.avg_stats.row().get('valid_loss', math.nan))
+        else: self.sched.step()
