@@ -7,81 +7,146 @@ __all__ = ['LR_Find', 'LRFindResult', 'lr_find']
 
 # %% ../nbs/05_lr_finder.ipynb #e7a7dc2e
 import copy, math, sys
+from collections.abc import Iterable
 import torch
 from torch import nn
-from .utils import listify, loader_generators, rng_state, set_rng_state
+from .utils import (
+    BLUE, GREEN, listify, loader_generators, ORANGE, rng_state, set_rng_state)
 from .callbacks import Callback, CancelTrainException
 from .learner import Learner, Runner
-from .schedules import sched_exp
+from .schedules import ParamScheduler, sched_exp
 
 # %% ../nbs/05_lr_finder.ipynb #95a84922
 class _Snapshot:
-    "A copy of all that training changes: parameters, gradients, buffers, modes, optimizer, random number generators"
+    """A copy of all that training changes.
+
+    It has the parameters, gradients, buffers and modes of model and loss function, the optimizer's
+    settings and state, and the state of all random number generators."""
     def __init__(self, learn:Learner):
         self.learn = learn
-        modules = [m for part in (learn.model, learn.loss_func) if isinstance(part, nn.Module) for m in part.modules()]
-        self.modes = [(m, m.training) for m in modules]
-        self.places = [(ns, k, t) for m in modules for ns in (m._parameters, m._buffers) for k, t in ns.items()]
-        tensors = [t for _, _, t in self.places if t is not None] + [p for pg in learn.opt.param_groups for p in pg['params']]   # a parameter need not be a module's
-        self.tensors = [(t, t.detach().clone(), None if t.grad is None else t.grad.clone()) for t in {id(t): t for t in tensors}.values()]
-        self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if type(m).get_extra_state is not nn.Module.get_extra_state]   # what a module keeps beside tensors
-        self.groups = [{k: copy.deepcopy(v) for k, v in pg.items() if k != 'params'} for pg in learn.opt.param_groups]
-        self.state = {p: copy.deepcopy(s) for p, s in learn.opt.state.items()}
-        self.generators = loader_generators(learn.data)
-        self.random = rng_state(self.generators)
-        self.workers = [dl for dl in (learn.data.train_dl, learn.data.valid_dl) if getattr(dl, '_iterator', self) is None]   # persistent ones, not started yet
+        self._copy_modules()
+        self._copy_tensors()
+        self._copy_optimizer()
+        self._copy_random()
 
     def restore(self):
-        "Put everything back, the same objects with their former contents; Ctrl-C has to wait"
+        "Put everything back, the same objects with their former contents; Ctrl-C has to wait."
         try: self._restore()
-        except KeyboardInterrupt: self._restore(); raise
+        except KeyboardInterrupt:
+            self._restore()
+            raise
 
     def _restore(self):
+        self._restore_modules()
+        self._restore_tensors()
+        for m, state in self.extra: m.set_extra_state(copy.deepcopy(state))
+        self._restore_optimizer()
+        self._restore_random()
+
+    def _copy_modules(self):
+        parts = [o for o in (self.learn.model, self.learn.loss_func) if isinstance(o, nn.Module)]
+        modules = [m for o in parts for m in o.modules()]
+        self.modes = [(m, m.training) for m in modules]
+        # which tensor is where: a module may get another one during training
+        namespaces = [ns for m in modules for ns in (m._parameters, m._buffers)]
+        self.places = [(ns, k, t) for ns in namespaces for k, t in ns.items()]
+        # what a module keeps besides tensors
+        own = [m for m in modules if type(m).get_extra_state is not nn.Module.get_extra_state]
+        self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in own]
+
+    def _restore_modules(self):
         for m, mode in self.modes: m.training = mode
         for ns, k, t in self.places: ns[k] = t
+
+    def _copy_tensors(self):
+        tensors = [t for _, _, t in self.places if t is not None]
+        # a parameter need not be a module's
+        tensors += [p for pg in self.learn.opt.param_groups for p in pg['params']]
+        self.tensors = []
+        for t in {id(t): t for t in tensors}.values():
+            grad = None if t.grad is None else t.grad.clone()
+            self.tensors.append((t, t.detach().clone(), grad))
+
+    def _restore_tensors(self):
         for t, value, grad in self.tensors:
-            if t.device == value.device and t.shape == value.shape and t.dtype == value.dtype: t.data.copy_(value)
+            same_kind = t.device == value.device and t.dtype == value.dtype
+            if same_kind and t.shape == value.shape: t.data.copy_(value)
             else: t.data = value.clone()
             t.grad = grad
-        for m, state in self.extra: m.set_extra_state(copy.deepcopy(state))
+
+    def _copy_optimizer(self):
+        opt = self.learn.opt
+        self.groups = [{k: copy.deepcopy(v) for k, v in pg.items() if k != 'params'}
+                       for pg in opt.param_groups]
+        self.state = {p: copy.deepcopy(s) for p, s in opt.state.items()}
+
+    def _restore_optimizer(self):
         opt = self.learn.opt
         for pg, former in zip(opt.param_groups, self.groups):
             for k in [k for k in pg if k != 'params' and k not in former]: del pg[k]
             pg.update(copy.deepcopy(former))
         opt.state.clear()
         for p, s in self.state.items(): opt.state[p] = copy.deepcopy(s)
+
+    def _copy_random(self):
+        self.generators = loader_generators(self.learn.data)
+        self.random = rng_state(self.generators)
+        # loaders whose persistent workers have not been started yet
+        dls = (self.learn.data.train_dl, self.learn.data.valid_dl)
+        self.workers = [dl for dl in dls if getattr(dl, '_iterator', self) is None]
+
+    def _restore_random(self):
         set_rng_state(self.random, self.generators)
         for dl in self.workers: dl._iterator = None
 
 # %% ../nbs/05_lr_finder.ipynb #6c7fe5a1
 class LR_Find(Callback):
-    "Trains with a learning rate that grows from `min_lr` to `max_lr`, stops at `max_iter` steps or when the loss explodes, and puts everything back (Smith 2015, arXiv 1506.01186)"
-    _order = 5  # after a scheduler
-    def __init__(self,
-        max_iter:int=100,    # Number of steps, at least 2
-        min_lr:float=1e-6,   # Learning rate of the first step; of the last parameter group, others keep their ratio to it
-        max_lr:float=10,     # Learning rate of the last step
-        beta:float=0.8,      # How much of the smoothed loss is kept at each step, 0 for no smoothing
-        restore:bool=True,   # Put model, optimizer and random numbers back at the end?
-    ):
-        if max_iter < 2: raise ValueError(f"LR_Find: a sweep needs at least 2 steps, not {max_iter}")
-        if not 0 < min_lr < max_lr: raise ValueError(f"LR_Find: the learning rate has to grow from a positive value: {min_lr} to {max_lr} does not")
-        if not 0 <= beta < 1: raise ValueError(f"LR_Find: beta is between 0 and 1, not {beta}")
-        self.max_iter, self.min_lr, self.max_lr, self.beta, self.restore = max_iter, min_lr, max_lr, beta, restore
-        self._begin()
+    """Trains with a learning rate that grows from `min_lr` to `max_lr`, and puts everything back.
 
-    def _begin(self): self.sweep_lrs, self.sweep_losses, self.smoothed, self.stopped, self._avg, self.best_loss = [], [], [], '', 0., math.inf
+    It stops after `max_iter` steps, or when the loss explodes. The learning rates are those of the
+    last parameter group; other groups keep their ratio to it. From Smith 2015, arXiv 1506.01186.
+    """
+    _order = ParamScheduler._order + 4   # so that no scheduler interferes
+    def __init__(self,
+        max_iter:int=100,  # Number of steps, at least 2
+        min_lr:float=1e-6, # Learning rate of the first step
+        max_lr:float=10,   # Learning rate of the last step
+        *,
+        beta:float=0.8,    # How much of the smoothed loss is kept at each step, 0 for no smoothing
+        restore:bool=True, # Put model, optimizer and random numbers back at the end?
+    ):
+        if max_iter < 2:
+            raise ValueError(f"LR_Find: a sweep needs at least 2 steps, not {max_iter}")
+        if not 0 < min_lr < max_lr:
+            raise ValueError("LR_Find: the learning rate has to grow from a positive value: "
+                             f"{min_lr} to {max_lr} does not")
+        if not 0 <= beta < 1: raise ValueError(f"LR_Find: beta is between 0 and 1, not {beta}")
+        self.max_iter, self.min_lr, self.max_lr = max_iter, min_lr, max_lr
+        self.beta, self.restore = beta, restore
+        self._reset()
+
+    def _reset(self):
+        "Forget an earlier sweep."
+        self.sweep_lrs, self.sweep_losses, self.smoothed = [], [], []
+        self.stopped = ''
+        self.best_loss = math.inf
+        self._avg = 0.
+        self._lr = self.min_lr
 
     def begin_fit(self):
         self._snapshot = _Snapshot(self.learn) if self.restore else None
         base = self.opt.param_groups[-1]['lr']
         self._ratios = [pg['lr']/base if base else 1. for pg in self.opt.param_groups]
-        self._begin()
-        self._epochs, self.run.epochs = self.epochs, sys.maxsize   # the data are cycled until the sweep is over
+        self._reset()
+        # the data are cycled until the sweep is over
+        self._epochs = self.epochs
+        self.run.epochs = sys.maxsize
 
     def begin_epoch(self):
-        if self.epoch and len(self.sweep_lrs) == self._done_before: self.stopped = 'a whole epoch passed without a completed batch'; raise CancelTrainException()
-        self._done_before = len(self.sweep_lrs)
+        done = len(self.sweep_lrs)
+        if self.epoch and done == self._done_before:
+            self._stop('a whole epoch passed without a completed batch')
+        self._done_before = done
 
     def begin_validate(self): return True
 
@@ -92,21 +157,31 @@ class LR_Find(Callback):
 
     def after_batch(self):
         if not self.in_train: return
-        loss = self.loss.item()   # waits for the device, at each step: to stop in time, the loss has to be known
-        if not math.isfinite(loss): self.stopped = f'the loss is {loss}'; raise CancelTrainException()
-        self.sweep_lrs.append(self._lr); self.sweep_losses.append(loss)
-        n = len(self.sweep_lrs)
+        # this waits for the device at each step: to stop in time, the loss has to be known
+        loss = self.loss.item()
+        if not math.isfinite(loss): self._stop(f'the loss is {loss}')
+        self.sweep_lrs.append(self._lr)
+        self.sweep_losses.append(loss)
+        self._smooth(loss)
+        if self._exploded(): self._stop('the loss exploded')
+        if len(self.sweep_lrs) == self.max_iter: self._stop('the sweep is complete')
+
+    def _stop(self, why:str):
+        self.stopped = why
+        raise CancelTrainException()
+
+    def _smooth(self, loss:float):
         self._avg = self.beta*self._avg + (1-self.beta)*loss
-        self.smoothed.append(self._avg/(1-self.beta**n))   # divided by the sum of all weights so far, so that the start is not drawn towards 0
+        # divided by the sum of all weights so far, so that the start is not drawn towards 0
+        self.smoothed.append(self._avg/(1 - self.beta**len(self.sweep_losses)))
         self.best_loss = min(self.best_loss, self.smoothed[-1])
-        if self._exploded(): self.stopped = 'the loss exploded'
-        elif n == self.max_iter: self.stopped = 'the sweep is complete'
-        if self.stopped: raise CancelTrainException()
 
     def _exploded(self) -> bool:
         "Is the loss over 10 times the best, or if that can be negative, as far above it?"
         best, loss = self.best_loss, self.smoothed[-1]
-        return loss > 10*best if min(self.sweep_losses) > 0 else loss - best > 10*max(abs(best), abs(self.sweep_losses[0] - best))
+        if min(self.sweep_losses) > 0: return loss > 10*best
+        fall = self.sweep_losses[0] - best
+        return loss - best > 10*max(abs(best), abs(fall))
 
     def after_fit(self):
         self.run.epochs = self._epochs
@@ -115,74 +190,112 @@ class LR_Find(Callback):
 
 # %% ../nbs/05_lr_finder.ipynb #385b0eb3
 class LRFindResult:
-    "What `lr_find` found: the curve, why it ended, suggestions"
+    "What `lr_find` found: the curve, why the sweep ended, and suggestions."
     def __init__(self,
         lrs:list[float],      # Learning rate of each step
         losses:list[float],   # Training loss of each step
-        smoothed:list[float], # Exponentially weighted average of the losses, without the bias of the first steps
+        smoothed:list[float], # Weighted average of the losses so far, without bias at the start
         stopped:str,          # Why the sweep ended
     ):
         self.lrs, self.losses, self.smoothed, self.stopped = lrs, losses, smoothed, stopped
         self.suggestions:dict[str, float|None] = {'valley': None, 'steepest': None}
         start, end = self._descent()
-        if end - start < 2: return
-        x, y = torch.tensor(lrs, dtype=torch.float64).log()[start:end+1], torch.tensor(smoothed, dtype=torch.float64)[start:end+1]
-        going = (y[0] - y <= (y[0] - y[-1])/20).nonzero().max()   # up to here, a twentieth of the descent
-        self.suggestions['valley'] = math.exp((x[going] + x[-1])/2)
-        self.suggestions['steepest'] = x[torch.gradient(y, spacing=(x,))[0].argmin()].exp().item()
+        if end - start >= 2: self._suggest(start, end)
 
     def _descent(self) -> tuple[int, int]:
-        "First and last step of the deepest uninterrupted descent of the smoothed loss before its minimum; the same step twice if it is no deeper than noise"
-        start, best = 0, (0., 0, 0)
-        bottom = min(range(len(self.smoothed)), key=self.smoothed.__getitem__, default=0)   # what falls behind it comes down from an explosion
+        """Find the first and last step of the deepest uninterrupted descent before the minimum.
+
+        The descent is that of the smoothed loss. If it is no deeper than noise, the same step is
+        returned twice."""
+        start = 0
+        best = (0., 0, 0)
+        # what falls after the minimum comes down from an explosion
+        bottom = min(range(len(self.smoothed)), key=self.smoothed.__getitem__, default=0)
         for i in range(1, bottom + 1):
             if self.smoothed[i] >= self.smoothed[i-1]: start = i
             best = max(best, (self.smoothed[start] - self.smoothed[i], start, i))
+        depth, first, last = best
+        return (first, last) if depth > 2*self._noise() else (0, 0)
+
+    def _noise(self) -> float:
+        """Estimate the standard deviation of the noise in the first losses.
+
+        It is computed from their differences, so that a slope does not count as noise."""
         first = torch.tensor(self.losses[:max(5, len(self.losses)//10)], dtype=torch.float64)
-        noise = first.diff().std(correction=0).item()/math.sqrt(2)   # of differences, so that a slope does not count as noise
-        return best[1:] if best[0] > 2*noise else (0, 0)
+        return first.diff().std(correction=0).item()/math.sqrt(2)
+
+    def _suggest(self, start:int, end:int):
+        "Read both suggestions off the descent, over a logarithmic axis."
+        x = torch.tensor(self.lrs, dtype=torch.float64).log()[start:end+1]
+        y = torch.tensor(self.smoothed, dtype=torch.float64)[start:end+1]
+        fallen = y[0] - y
+        # here, a twentieth of the descent is done
+        begins = x[(fallen <= fallen[-1]/20).nonzero().max()]
+        self.suggestions['valley'] = math.exp((begins + x[-1])/2)
+        slope = torch.gradient(y, spacing=(x,))[0]
+        self.suggestions['steepest'] = x[slope.argmin()].exp().item()
 
     @property
     def suggestion(self) -> float|None:
-        "The learning rate of the valley; None if the loss did not fall by more than its noise"
+        "The learning rate of the valley, or None if the loss fell by no more than its noise."
         return self.suggestions['valley']
 
     def __repr__(self):
-        said = ', '.join(f'{k} {v:.2g}' if v else f'{k} none' for k, v in self.suggestions.items())
-        return f'lr_find: {len(self.lrs)} steps, {self.stopped}; {said}'
+        said = [f'{k} {lr:.2g}' if lr else f'{k} none' for k, lr in self.suggestions.items()]
+        return f"lr_find: {len(self.lrs)} steps, {self.stopped}; {', '.join(said)}"
 
     def plot(self,
+        *,
         ax=None, # Matplotlib axes to draw on; by default new ones
     ): # The matplotlib axes
-        "Draw the losses against the learning rate, with the suggestions marked"
+        "Draw the losses against the learning rate, with the suggestions marked."
         import matplotlib.pyplot as plt
         if ax is None: _, ax = plt.subplots(figsize=(6, 3.5))
         ax.plot(self.lrs, self.losses, color='0.7', lw=1, label='loss of each step')
-        ax.plot(self.lrs, self.smoothed, color='#0072B2', lw=2, label='smoothed')
-        for (name, lr), (color, marker) in zip(self.suggestions.items(), (('#D55E00', 'o'), ('#009E73', 's'))):
-            if lr is None: continue
-            i = min(range(len(self.lrs)), key=lambda i: abs(math.log(self.lrs[i]/lr)))
-            ax.plot(lr, self.smoothed[i], marker, ms=9, color=color, label=f'{name}: {lr:.2g}')
-        low, high = min(self.losses), self.smoothed[0]   # where the loss explodes, only the start is of interest
+        ax.plot(self.lrs, self.smoothed, color=BLUE, lw=2, label='smoothed')
+        self._mark(ax, 'valley', 'o', ORANGE)
+        self._mark(ax, 'steepest', 's', GREEN)
         ax.set(xscale='log', xlabel='learning rate', ylabel='loss')
+        # where the loss explodes, only the start is of interest
+        low, high = min(self.losses), self.smoothed[0]
         if high > low: ax.set_ylim(low - 0.1*(high-low), high + 0.5*(high-low))
         ax.legend()
         return ax
 
+    def _mark(self, ax, name:str, marker:str, color:str):
+        lr = self.suggestions[name]
+        if lr is None: return
+        nearest = min(range(len(self.lrs)), key=lambda i: abs(math.log(self.lrs[i]/lr)))
+        label = f'{name}: {lr:.2g}'
+        ax.plot(lr, self.smoothed[nearest], marker, ms=9, color=color, label=label)
+
+# %% ../nbs/05_lr_finder.ipynb #9b15d6de
+def _too_short(find:LR_Find) -> str:
+    "Say why a sweep ended before its second step, and what to do."
+    n = len(find.sweep_lrs)
+    why = find.stopped or 'the sweep was cancelled'
+    if n == 0: advice = "this is not the learning rate's fault. Check the data and the model"
+    else: advice = "one step has been enough to ruin it. Start from a smaller min_lr"
+    return f"lr_find: {why} at step {n + 1}, with a learning rate of {find._lr:.1g}: {advice}"
+
+# %% ../nbs/05_lr_finder.ipynb #5664e8a5
 def lr_find(
-    learn:Learner,       # What to find a learning rate for; it is left exactly as it was
-    max_iter:int=100,    # Number of steps
-    min_lr:float=1e-6,   # Learning rate of the first step; of the last parameter group, others keep their ratio to it
-    max_lr:float=10,     # Learning rate of the last step
-    beta:float=0.8,      # How much of the smoothed loss is kept at each step, 0 for no smoothing
-    cbs=None,            # More callbacks that training needs, such as one that moves batches to a GPU
+    learn:Learner,     # What to find a learning rate for; it is left exactly as it was
+    max_iter:int=100,  # Number of steps
+    min_lr:float=1e-6, # Learning rate of the first step
+    max_lr:float=10,   # Learning rate of the last step
+    *,
+    beta:float=0.8,    # How much of the smoothed loss is kept at each step, 0 for no smoothing
+    cbs:Callback|Iterable[Callback]|None=None, # More callbacks, such as a `CudaCallback`
 ) -> LRFindResult: # The curve and suggestions
-    "Find a learning rate by one sweep; model, optimizer and random numbers are put back, also after an error or Ctrl-C; raises a `ValueError` if the loss is not finite from the start"
-    find, snapshot = LR_Find(max_iter, min_lr, max_lr, beta, restore=False), _Snapshot(learn)
+    """Find a learning rate by one sweep, and put everything back.
+
+    Model, optimizer and random numbers are put back after an error or Ctrl-C as well. The learning
+    rates are those of the last parameter group; other groups keep their ratio to it. If the loss
+    is not finite from the start, a `ValueError` says so."""
+    find = LR_Find(max_iter, min_lr, max_lr, beta=beta, restore=False)
+    snapshot = _Snapshot(learn)
     try: Runner([*listify(cbs), find]).fit(1, learn)
     finally: snapshot.restore()
-    n = len(find.sweep_lrs)
-    if n < 2:
-        advice = "this is not the learning rate's fault. Check the data and the model" if n == 0 else "one step has been enough to ruin it. Start from a smaller min_lr"
-        raise ValueError(f"lr_find: {find.stopped or 'the sweep was cancelled'} at step {n + 1}, with a learning rate of {getattr(find, '_lr', min_lr):.1g}: {advice}")
+    if len(find.sweep_lrs) < 2: raise ValueError(_too_short(find))
     return LRFindResult(find.sweep_lrs, find.sweep_losses, find.smoothed, find.stopped)

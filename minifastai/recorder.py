@@ -17,65 +17,94 @@ from .utils import stacked
 
 # %% ../nbs/05_lr_finder.ipynb #af7a8ac5
 class Recorder(Callback):
-    "Records learning rates and losses of every completed training batch, and a row of `history` for every epoch"
-    lrs:Any = (); _losses:Any = (); history:Any = ()   # lists from the first fit on
+    """Records the learning rates and the loss of every completed training batch.
 
-    def begin_fit(self): self.lrs, self._losses, self.history = [[] for _ in self.opt.param_groups], [], []
-    def begin_epoch(self): self._start, self._first = time.perf_counter(), len(self._losses)
+    `history` has a row for every epoch, with the averages of an `AvgStatsCallback` if there is
+    one."""
+    lrs:Any = ()       # lists from the first fit on
+    history:Any = ()
+    _losses:Any = ()
+    _first:int = 0     # this epoch's first batch
+    _start:Any = None  # when this epoch began
+
+    def begin_fit(self):
+        self.lrs = [[] for _ in self.opt.param_groups]
+        self.history = []
+        self._losses = []
+
+    def begin_epoch(self):
+        self._start = time.perf_counter()
+        self._first = len(self._losses)
 
     def after_batch(self):
-        run = self.run   # asked itself: each way round by `self` costs half a microsecond
+        run = self.run   # looking up each attribute by way of `self` takes half a microsecond
         if not run.in_train: return
         for pg, lrs in zip(run.opt.param_groups, self.lrs): lrs.append(pg['lr'])
         self._losses.append(run.loss.detach())
 
     def after_epoch(self):
-        row = {'epoch': self.epoch, 'batches': len(self._losses), 'lr': self.lrs[-1][-1] if self.lrs[-1] else None}
+        last_lr = self.lrs[-1][-1] if self.lrs[-1] else None
+        row = dict(epoch=self.epoch, batches=len(self._losses), lr=last_lr)
         stats = getattr(self.run, 'avg_stats', None)
         if stats is not None: row |= stats.row()
-        elif len(self._losses) > self._first: row['mean_batch_loss'] = torch.stack(self._losses[self._first:]).mean().item()   # batches may differ in size: AvgStatsCallback takes that into account
-        self.history.append(row | {'seconds': time.perf_counter() - self._start})
+        elif len(self._losses) > self._first:
+            # batches may differ in size, which AvgStatsCallback takes into account
+            row['mean_batch_loss'] = torch.stack(self._losses[self._first:]).mean().item()
+        self.history.append(row | dict(seconds=self._seconds()))
+
+    def _seconds(self) -> float:
+        "Measure how long this epoch has taken so far."
+        return 0. if self._start is None else time.perf_counter() - self._start
 
     def state_dict(self):
-        return dict(lrs=self.lrs, losses=stacked(self._losses), history=self.history, first=getattr(self, '_first', 0), seconds=time.perf_counter() - getattr(self, '_start', time.perf_counter()))
+        return dict(lrs=self.lrs, losses=stacked(self._losses), history=self.history,
+                    first=self._first, seconds=self._seconds())
 
     def load_state_dict(self, state):
-        self.lrs, self._losses, self.history = [list(lrs) for lrs in state['lrs']], list(state['losses']), list(state['history'])
-        self._first, self._start = state['first'], time.perf_counter() - state['seconds']
+        self.lrs = [list(lrs) for lrs in state['lrs']]
+        self.history = list(state['history'])
+        self._losses = list(state['losses'])
+        self._first = state['first']
+        self._start = time.perf_counter() - state['seconds']
 
     @property
     def losses(self) -> list[Tensor]:
-        "The loss of each batch, as tensors () on the CPU"
+        "The loss of each batch, as tensors () on the CPU."
         return list(torch.stack(self._losses).cpu().unbind()) if self._losses else []
 
-    def rows(self) -> list[dict]:
-        "A row for each batch: its number, the last group's learning rate, the loss"
-        return [dict(batch=i, lr=lr, loss=loss.item()) for i, (lr, loss) in enumerate(zip(self.lrs[-1], self.losses))] if self._losses else []
+    def batch_rows(self) -> list[dict]:
+        "Collect a row for each batch: its number, the last group's learning rate, the loss."
+        if not self._losses: return []
+        pairs = zip(self.lrs[-1], self.losses)
+        return [dict(batch=i, lr=lr, loss=loss.item()) for i, (lr, loss) in enumerate(pairs)]
 
-    def _recorded(self, skip_last):
-        if not self._losses: raise ValueError("Recorder: nothing has been recorded yet: give it to a runner, and fit")
+    def _n_shown(self, skip_last:int) -> int:
+        "Count the batches to draw."
+        if not self._losses:
+            raise ValueError("Recorder: nothing has been recorded yet: "
+                             "give it to a runner, and fit")
         return max(len(self._losses) - skip_last, 0)
 
     def plot_lr(self,
         pgid:int=-1, # Which parameter group
     ): # The matplotlib axes
-        "Draw the learning rate of each batch"
-        self._recorded(0)
-        return _plot(range(len(self.lrs[pgid])), self.lrs[pgid], 'batch', 'learning rate')
+        "Draw the learning rate of each batch."
+        n = self._n_shown(0)
+        return _plot(range(n), self.lrs[pgid], 'batch', 'learning rate')
 
     def plot_loss(self,
-        skip_last:int=0, # How many batches to leave out at the end
+        skip_last:int=0, # How many batches to skip at the end
     ): # The matplotlib axes
-        "Draw the loss of each batch"
-        losses = self.losses[:self._recorded(skip_last)]
-        return _plot(range(len(losses)), losses, 'batch', 'loss')
+        "Draw the loss of each batch."
+        n = self._n_shown(skip_last)
+        return _plot(range(n), self.losses[:n], 'batch', 'loss')
 
     def plot(self,
-        skip_last:int=0, # How many batches to leave out at the end
+        skip_last:int=0, # How many batches to skip at the end
         pgid:int=-1,     # Which parameter group's learning rate
     ): # The matplotlib axes
-        "Draw the loss against the learning rate, on a logarithmic axis"
-        n = self._recorded(skip_last)
+        "Draw the loss against the learning rate, on a logarithmic axis."
+        n = self._n_shown(skip_last)
         ax = _plot(self.lrs[pgid][:n], self.losses[:n], 'learning rate', 'loss')
         ax.set_xscale('log')
         return ax
@@ -83,22 +112,25 @@ class Recorder(Callback):
     def to_csv(self,
         path:str|Path, # The file to write
     ):
-        "Write `history` as a table of comma-separated values"
+        "Write `history` as a table of comma-separated values."
         write_csv(path, self.history)
 
+# %% ../nbs/05_lr_finder.ipynb #64cd5f10
 def _plot(x, y, xlabel:str, ylabel:str):
-    "A line on the current axes, as `plt.plot` draws it, with labels"
+    "Draw a line on the current axes, as `plt.plot` does, with labels."
     import matplotlib.pyplot as plt
     plt.plot(x, y)
     ax = plt.gca()
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return ax
 
+# %% ../nbs/05_lr_finder.ipynb #0edf8926
 def write_csv(
-    path:str|Path,    # The file to write
+    path:str|Path,       # The file to write
     rows:Sequence[dict], # Rows; columns are all keys that occur, in the order in which they do
 ):
-    "Write `rows` as a table of comma-separated values"
+    "Write `rows` as a table of comma-separated values."
     with open(path, 'w', newline='', encoding='utf-8') as f:
         out = csv.DictWriter(f, list(dict.fromkeys(k for row in rows for k in row)))
-        out.writeheader(); out.writerows(rows)
+        out.writeheader()
+        out.writerows(rows)

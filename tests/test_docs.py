@@ -163,7 +163,7 @@ def test_sections_of_chapters():
         'two\n\n### Below\n\n[there](05_x.ipynb#y)',
         '## Last\n\nnor this',
     ]
-    assert pages.heading(nb) == 'A chapter'
+    assert cells.heading('\n\n'.join(nb)).title == 'A chapter'
     text = pages.section(nb, pages.FAULTS)
     rest = 'two\n\n### Below\n\n[there](05_x.ipynb#y)'
     assert text == f'- one ([link](#a-b))\n\n{rest}'
@@ -190,7 +190,7 @@ def test_plain_text_of_a_notebook():
 
     What only the site needs is left out.
     """
-    plain = pytest.importorskip('plain')
+    plain = pytest.importorskip('minifastai_docs.plain')
     figure = dict(data={'image/png': 'x', 'text/plain': '<Figure>'})
     nb = dict(cells=[
         markdown('# 07 Norms\n\n> About norms\n\nSee [05](05_lr_finder.ipynb#a).'),
@@ -208,7 +208,7 @@ def test_plain_text_of_a_notebook():
 
 
 def test_examples_of_the_reference():
-    examples = pytest.importorskip('examples')
+    examples = pytest.importorskip('minifastai_docs.examples')
     def cells(*sources):
         output = dict(text='7\n')
         return [code(source, output, id=f'{i}') for i, source in enumerate(sources)]
@@ -233,7 +233,7 @@ def test_examples_of_the_reference():
 
 
 def test_errors_of_the_reference():
-    examples = pytest.importorskip('examples')
+    examples = pytest.importorskip('minifastai_docs.examples')
 
     class Refuses:
         def __init__(self, n):
@@ -244,7 +244,7 @@ def test_errors_of_the_reference():
 
 
 def test_times_in_words():
-    times = pytest.importorskip('times')
+    times = pytest.importorskip('minifastai_docs.times')
     words = {
         1: '5 minutes',
         33: '35 minutes',
@@ -258,7 +258,7 @@ def test_times_in_words():
 
 
 def test_minutes_to_read_a_notebook():
-    times = pytest.importorskip('times')
+    times = pytest.importorskip('minifastai_docs.times')
     cells = [
         markdown('a b c d '*100),
         code('#| hide\nx'),
