@@ -202,6 +202,7 @@ def to_plain(
     raise TypeError(f"{type(o).__name__} is no plain data: numbers, strings, tensors, "
                     "and lists, tuples, sets and dictionaries of them")
 
+# %% ../nbs/09_checkpoints.ipynb #4f9a02bd
 def plain_attrs(
     o, # Any object
 ) -> dict: # By name
