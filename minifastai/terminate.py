@@ -14,50 +14,83 @@ from .hooks import Hooks
 from .utils import first_tensor
 
 # %% ../nbs/09_checkpoints.ipynb #29a88eed
+def _is_finite(o) -> bool:
+    "Is `o` free of `nan` and infinity? If it is no tensor, it is."
+    return not isinstance(o, Tensor) or bool(o.isfinite().all())
+
+def _first_bad_layer(model:nn.Module, xb) -> str|None:
+    "Run `model` once more on `xb`, and find the first layer whose output isn't finite."
+    leaves = {name: m for name, m in model.named_modules() if not list(m.children())}
+    found:list[str] = []
+    def look(hook, mod, inp, outp):
+        o = first_tensor(outp)
+        if not found and o is not None and not _is_finite(o): found.append(hook.name)
+    args = xb if isinstance(xb, tuple) else (xb,)
+    kept = {k: v.clone() for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    try:
+        with Hooks(leaves, look), torch.no_grad(), torch.random.fork_rng(): model(*args)
+    finally: model.load_state_dict(kept, strict=False)
+    return found[0] if found else None
+
+# %% ../nbs/09_checkpoints.ipynb #e06c4a9d
+def _first_bad_item(x:Tensor) -> int:
+    "Find the first item of a batch (N, ...) that isn't finite."
+    if x.dim() < 2: return 0
+    return int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
+
 def first_not_finite(
     model:nn.Module, # Any model
     xb,              # A batch for it
-) -> str: # A sentence's end: what it is in; '' if everything is finite
-    "Where numbers that are not finite come up first when `model` is run on `xb`: in the batch, in a parameter, in what a layer gives out, or in a buffer"
-    finite = lambda t: not isinstance(t, Tensor) or bool(t.isfinite().all())
-    x = first_tensor(xb)
-    if x is not None and not finite(x): return f"item {(~x.flatten(1).isfinite().all(1)).nonzero()[0].item() if x.dim() > 1 else 0} of the batch"
-    for name, t in model.named_parameters():
-        if not finite(t): return f"{name}, before the batch is seen"
-    spoiled = [name for name, t in model.named_buffers() if not finite(t)]   # perhaps by this batch, so it comes last
-    found, leaves = [], {n: m for n, m in model.named_modules() if not any(True for _ in m.children())}
-    def look(hook, mod, inp, outp):
-        o = first_tensor(outp)
-        if not found and o is not None and not finite(o): found.append(hook.name)
-    kept = {k: v.clone() for k, v in model.state_dict().items() if isinstance(v, Tensor)}   # averages go on in a forward pass
-    try:
-        with Hooks(leaves, look), torch.no_grad(), torch.random.fork_rng(): model(*xb) if isinstance(xb, tuple) else model(xb)
-    finally: model.load_state_dict(kept, strict=False)
-    return f"what layer {found[0]} gives out" if found else f"the buffer {spoiled[0]}" if spoiled else ''
+) -> str: # Such as `'what layer 3 Linear gives out'`; `''` if everything is finite
+    """Find where numbers that aren't finite come up first when `model` is run on `xb`.
 
+    That may be an item of the batch, a parameter, the output of a layer, or a buffer."""
+    x = first_tensor(xb)
+    if x is not None and not _is_finite(x): return f"item {_first_bad_item(x)} of the batch"
+    for name, p in model.named_parameters():
+        if not _is_finite(p): return f"{name}, before the batch is seen"
+    buffers = [name for name, b in model.named_buffers() if not _is_finite(b)]
+    layer = _first_bad_layer(model, xb)
+    if layer is not None: return f"what layer {layer} gives out"
+    return f"the buffer {buffers[0]}" if buffers else ''
+
+# %% ../nbs/09_checkpoints.ipynb #04ae8d5b
 class TerminateOnNaNCallback(Callback):
-    "Stops a training at the first loss that is not finite, before a step is made with it, and says where that was"
-    _order, name = 50, 'terminate_on_nan'
-    message = None #: Why the training was stopped, if it was
+    "Ends the run at the first loss that isn't finite, before a step is made with it."
+    _order = 50   # after callbacks that change the loss or the gradients
+    name = 'terminate_on_nan'
+    message = None #: Why and where the run was ended, if it was
     def __init__(self,
-        layers:bool=False,    # Then find the layer in which it began, too? The batch is run once more
-        gradients:bool=False, # Look at the gradients of each step as well?
+        *,
+        layers:bool=False,    # Find the layer in which it began, too? The batch is run once more
+        gradients:bool=False, # Look at the gradients of each step, too?
     ): self.layers, self.gradients = layers, gradients
 
     def begin_fit(self): self.message = None
 
     def after_loss(self):
-        if math.isfinite(value := self.loss.item()): return
+        value = self.loss.item()
+        if math.isfinite(value): return
         where = first_not_finite(self.model, self.xb) if self.layers else ''
-        self._end(f"the loss is {value}" + (f"; first not finite is {where}" if where else ''))
+        first = f"; first not finite is {where}" if where else ''
+        self._end(f"the loss is {value}{first}")
 
     def after_backward(self):
-        if not self.gradients or math.isfinite(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()): return
-        names = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]   # the last layer's gradient is computed first
-        self._end(f"the loss is {self.loss.item():.4g}, but gradients are not finite" + (f", first that of {names[-1]}" if names else " in their sum of squares"))
+        if not self.gradients: return
+        params = self.model.named_parameters()
+        grads = {name: p.grad for name, p in params if p.grad is not None}
+        # one number for all of them, so that a GPU is waited for only once
+        norm = torch.nn.utils.get_total_norm(list(grads.values())).item()
+        if math.isfinite(norm): return
+        bad = [name for name, grad in grads.items() if not _is_finite(grad)]
+        # the last layer's gradient is computed first
+        where = f", first that of {bad[-1]}" if bad else " in their sum of squares"
+        self._end(f"the loss is {self.loss.item():.4g}, but gradients are not finite{where}")
 
-    def _end(self, what):
+    def _end(self, what:str):
         rates = ', '.join(f"{pg['lr']:.4g}" for pg in self.opt.param_groups)
-        self.message = f"Stopped in {'training' if self.in_train else 'validation'}, epoch {self.epoch}, after {self.run.n_iter} steps, learning rate {rates}: {what}"
+        phase = 'training' if self.in_train else 'validation'
+        self.message = (f"Stopped in {phase}, epoch {self.epoch}, after {self.run.n_iter} steps, "
+                        f"learning rate {rates}: {what}")
         warnings.warn(self.message, stacklevel=2)
         raise CancelTrainException
