@@ -19,7 +19,7 @@ def pytest_configure(config):
     """
     import torch
 
-    from minifastai.data import find_mnist
+    from minifastai.datasets import find_mnist
     wants_mnist = os.environ.get('MINIFASTAI_DATASET', 'mnist') == 'mnist'
     has_mnist = wants_mnist and bool(find_mnist())
     if not has_mnist: os.environ['MINIFASTAI_DATASET'] = 'digits'

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from minifastai.device import default_device
-from minifastai.cli import _steady_memory
+from minifastai.cli import keep_freed_memory
 
 
 def options(doc:str, threads:int|None=None, **numbers:int) -> argparse.Namespace:
@@ -25,7 +25,7 @@ def options(doc:str, threads:int|None=None, **numbers:int) -> argparse.Namespace
     args = p.parse_args()
     # else glibc returns memory to the system in some steps and not in others, which costs more
     # than what is measured
-    _steady_memory()
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     return args
 

@@ -16,11 +16,13 @@ import torch
 from common import by_hand, claim, options, ratios, spread, synchronize, where
 from torch import optim
 
-from minifastai.callbacks import AvgStatsCallback, accuracy
-from minifastai.cnn import (BatchTransformXCallback, CudaCallback, default_device, get_cnn_model,
-                            get_learn_run, init_cnn, view_tfm)
-from minifastai.data import DataBunch, Dataset, get_data, get_dls, normalize_to
-from minifastai.lr_finder import Recorder
+from minifastai.datasets import get_data
+from minifastai.data import DataBunch, Dataset, get_dls, normalize_to
+from minifastai.metrics import accuracy, AvgStatsCallback
+from minifastai.recorder import Recorder
+from minifastai.device import CudaCallback, default_device
+from minifastai.cnn import BatchTransformXCallback, get_cnn_model, view_tfm
+from minifastai.init import get_learn_run, init_cnn
 from minifastai.norms import conv_layer
 
 NFS = [8, 16, 32, 64, 64]

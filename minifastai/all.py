@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
            'camel2snake', 'listify', 'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
-           'IndexBatches', 'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to',
+           'DataBunch', 'Dataset', 'get_dls', 'IndexBatches', 'normalize', 'normalize_to',
            'show_images', 'Callback', 'CancelBatchException', 'CancelEpochException',
            'CancelException', 'CancelTrainException', 'EVENTS', 'create_learner', 'get_model',
            'Learner', 'Runner', 'TrainEvalCallback', 'accuracy', 'AvgStats', 'AvgStatsCallback',
@@ -21,7 +21,8 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'affine', 'affine_views', 'as_it_is', 'AugmentCallback', 'predict', 'random_affine',
            'shift_views', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Recipe',
            'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-           'first_not_finite', 'TerminateOnNaNCallback', 'minifastai_lr_find', 'minifastai_train']
+           'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find',
+           'minifastai_train']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -37,7 +38,7 @@ from torch.nn import init
 from .utils import camel2snake, listify
 from .datasets import find_mnist, get_data, get_test_data, parse_idx
 from .data import (
-    IndexBatches, DataBunch, Dataset, get_dls, normalize, normalize_to, show_images)
+    DataBunch, Dataset, get_dls, IndexBatches, normalize, normalize_to, show_images)
 from minifastai.callbacks import (
     Callback, CancelBatchException, CancelEpochException, CancelException, CancelTrainException,
     EVENTS)
@@ -68,13 +69,13 @@ from .resnet import res_layer, ResBlock
 from .recipes import AverageWeightsCallback, Recipe, RECIPES
 from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
 from .terminate import first_not_finite, TerminateOnNaNCallback
-from .cli import minifastai_lr_find, minifastai_train
+from .cli import keep_freed_memory, minifastai_lr_find, minifastai_train
 
 _all_ = [
     'math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
     'camel2snake', 'listify',
     'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
-    'IndexBatches', 'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
+    'DataBunch', 'Dataset', 'get_dls', 'IndexBatches', 'normalize', 'normalize_to', 'show_images',
     'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
     'CancelTrainException', 'EVENTS',
     'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback',
@@ -100,5 +101,5 @@ _all_ = [
     'AverageWeightsCallback', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
     'first_not_finite', 'TerminateOnNaNCallback',
-    'minifastai_lr_find', 'minifastai_train',
+    'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train',
 ]

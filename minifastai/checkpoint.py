@@ -416,7 +416,7 @@ class CheckpointCallback(Callback):
     def _save(self, epoch:int, batch:int):
         "Write a checkpoint that goes on at `epoch`, of which `batch` training batches are done."
         stats = getattr(self.run, 'avg_stats', None)
-        metrics = {} if stats is None or batch else stats.row()
+        metrics = {} if stats is None or batch else stats.epoch_row()
         state = _collect(self.run, self._others(), self._epoch_rng)
         self._store.add(epoch, batch, metrics, state)
         self._store.prune()

@@ -46,7 +46,7 @@ class Recorder(Callback):
         last_lr = self.lrs[-1][-1] if self.lrs[-1] else None
         row = dict(epoch=self.epoch, batches=len(self._losses), lr=last_lr)
         stats = getattr(self.run, 'avg_stats', None)
-        if stats is not None: row |= stats.row()
+        if stats is not None: row |= stats.epoch_row()
         elif len(self._losses) > self._first:
             # batches may differ in size, which AvgStatsCallback takes into account
             row['mean_batch_loss'] = torch.stack(self._losses[self._first:]).mean().item()

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn, optim
 
-from minifastai.callbacks import EVENTS, Callback, Learner, Runner
 from minifastai.data import DataBunch
 from minifastai.callbacks import Callback, EVENTS
-from minifastai.learner import Learner
+from minifastai.learner import Learner, Runner
 
 
 def storm(few, many, variable=None) -> int:

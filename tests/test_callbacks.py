@@ -11,9 +11,6 @@ from helpers import Tracer, make_callback, quiet_runner, tiny_learner
 from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from minifastai.callbacks import (AvgStats, AvgStatsCallback, Callback, CancelEpochException,
-                                  Learner, Runner, TrainEvalCallback, accuracy, create_learner,
-                                  get_model)
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.callbacks import Callback, CancelEpochException
 from minifastai.learner import create_learner, get_model, Learner, Runner, TrainEvalCallback
@@ -551,7 +548,7 @@ def test_structured_targets_are_counted_by_items():
         (torch.tensor(1.), 1),
         (None, None),
     ):
-        assert _batch_size(targets) == n
+        assert batch_size(targets) == n
 
 
 def test_metrics_of_one_name_and_metrics_that_are_no_numbers():
@@ -561,11 +558,12 @@ def test_metrics_of_one_name_and_metrics_that_are_no_numbers():
     run = quiet_runner(AvgStatsCallback([top_1, top_2]))
     run.fit(1, tiny_learner())
     names = ('loss', 'multiclass_accuracy', 'multiclass_accuracy_2')
-    assert list(run.avg_stats.row()) == [f'{p}_{n}' for p in ('train', 'valid') for n in names]
+    columns = [f'{p}_{n}' for p in ('train', 'valid') for n in names]
+    assert list(run.avg_stats.epoch_row()) == columns
 
     run = quiet_runner(AvgStatsCallback(MetricCollection([MulticlassAccuracy(3)])))
     run.fit(1, tiny_learner())
-    assert 'valid_multiclass_accuracy' in run.avg_stats.row()
+    assert 'valid_multiclass_accuracy' in run.avg_stats.epoch_row()
 
     per_class = MulticlassAccuracy(3, average=None)
     for metric in (per_class, lambda p, y: p.mean(0), lambda p, y: None):

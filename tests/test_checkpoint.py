@@ -29,9 +29,6 @@ from torch import nn, optim
 from torch.utils.data import DataLoader
 
 from minifastai import checkpoint
-from minifastai.callbacks import (AvgStatsCallback, Callback, CancelBatchException,
-                                  CancelTrainException, Learner, Runner, accuracy)
-from minifastai.checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
 from minifastai.data import DataBunch
 from minifastai.callbacks import Callback, CancelBatchException, CancelTrainException
 from minifastai.learner import Learner, Runner

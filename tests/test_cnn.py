@@ -9,10 +9,6 @@ import torch.nn.functional as F
 from helpers import LESSON_DATA
 from torch import nn, optim
 
-from minifastai.callbacks import Callback, Learner, Runner
-from minifastai.cnn import (BatchTransformXCallback, CudaCallback, GeneralRelu, Lambda, act_gain,
-                            conv2d, default_device, flatten, get_cnn_layers, get_cnn_model,
-                            get_learn_run, get_runner, init_cnn, mnist_resize, view_tfm)
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.callbacks import Callback
 from minifastai.learner import Learner, Runner

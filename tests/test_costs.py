@@ -14,10 +14,9 @@ from helpers import quiet_runner
 from torch import nn, optim
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minifastai.callbacks import AvgStatsCallback, Callback, Learner, accuracy
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.callbacks import Callback
-from minifastai.learner import Learner, Runner
+from minifastai.learner import Learner
 from minifastai.metrics import accuracy, AvgStatsCallback
 from minifastai.schedules import ParamScheduler, sched_lin
 from minifastai.recorder import Recorder

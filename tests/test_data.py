@@ -12,11 +12,11 @@ import pytest
 import torch
 from helpers import heeds_permissions
 
-from minifastai import data
+from minifastai import datasets
 from minifastai.datasets import find_mnist, get_data, get_test_data
 
-IMAGES, LABELS = data._train_files
-TEST_IMAGES, TEST_LABELS = data._test_files
+IMAGES, LABELS = datasets._TRAIN_FILES
+TEST_IMAGES, TEST_LABELS = datasets._TEST_FILES
 TRAIN_GZ = [f'{IMAGES}.gz', f'{LABELS}.gz']
 LOGIN_PAGE = b'<html>Please log in</html>'
 
@@ -48,8 +48,8 @@ def tiny_mnist(monkeypatch, tmp_path):
         TEST_LABELS: idx_labels(20),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    monkeypatch.setattr(data, '_mnist_sha256', hashes)
-    monkeypatch.setattr(data, '_cache_dir', lambda: tmp_path/'cache')
+    monkeypatch.setattr(datasets, '_MNIST_SHA256', hashes)
+    monkeypatch.setattr(datasets, '_cache_dir', lambda: tmp_path/'cache')
     monkeypatch.delenv('MINIFASTAI_DATA', raising=False)
     monkeypatch.delenv('MINIFASTAI_DATASET', raising=False)
     return files
@@ -110,7 +110,7 @@ def names(folder): return sorted(p.name for p in folder.iterdir())
 
 
 def test_download(server, tmp_path):
-    data._download_mnist(tmp_path/'new', mirrors=[server('good')])
+    datasets._download_mnist(tmp_path/'new', mirrors=[server('good')])
     assert names(tmp_path/'new') == TRAIN_GZ
     assert set(find_mnist(tmp_path/'new')) >= {IMAGES, LABELS}
 
@@ -118,16 +118,16 @@ def test_download(server, tmp_path):
 @pytest.mark.parametrize('how', ['gone', 'page', 'zipped_page', 'swapped', 'flipped', 'drops'])
 def test_a_bad_mirror_is_passed_over(server, tmp_path, how):
     folder = tmp_path/'new'
-    data._download_mnist(folder, mirrors=[server(how), server('good')])
+    datasets._download_mnist(folder, mirrors=[server(how), server('good')])
     assert names(folder) == TRAIN_GZ
-    assert data._read_mnist(folder/f'{IMAGES}.gz').shape == (60, 28, 28)
+    assert datasets._read_mnist(folder/f'{IMAGES}.gz').shape == (60, 28, 28)
 
 
 @pytest.mark.parametrize('how', ['gone', 'page', 'swapped', 'flipped', 'drops'])
 def test_only_bad_mirrors(server, tmp_path, how):
     folder = tmp_path/'new'
     with pytest.raises(ConnectionError, match='could not be downloaded') as info:
-        data._download_mnist(folder, mirrors=[server(how), server('gone')])
+        datasets._download_mnist(folder, mirrors=[server(how), server('gone')])
     assert str(info.value).count('http://') >= 2
     assert names(folder) == []
 
@@ -138,36 +138,36 @@ def test_a_mirror_that_hangs(server, tmp_path, monkeypatch):
     impatient = lambda timeout, **kw: patient(timeout=(0.5, 0.5), **kw)
     monkeypatch.setattr(pooch, 'HTTPDownloader', impatient)
     start = time.perf_counter()
-    data._download_mnist(tmp_path/'new', mirrors=[server('hangs'), server('good')])
+    datasets._download_mnist(tmp_path/'new', mirrors=[server('hangs'), server('good')])
     assert time.perf_counter() - start < 6
     assert names(tmp_path/'new') == TRAIN_GZ
 
 
 def test_two_downloads_at_once(server, tmp_path):
     folder = tmp_path/'new'
-    download = lambda: data._download_mnist(folder, mirrors=[server('slow')])
+    download = lambda: datasets._download_mnist(folder, mirrors=[server('slow')])
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(download) for _ in range(2)]: done.result()
     assert names(folder) == TRAIN_GZ
-    for name in TRAIN_GZ: data._read_mnist(folder/name)
+    for name in TRAIN_GZ: datasets._read_mnist(folder/name)
 
 
 @pytest.fixture
 def mirrored(server, monkeypatch):
     "`get_data` and `get_test_data` download from the local server"
-    monkeypatch.setattr(data, '_mirrors', (server('good'),))
-    defaults = data._train_files, (server('good'),)
-    monkeypatch.setattr(data._download_mnist, '__defaults__', defaults)
+    monkeypatch.setattr(datasets, '_MIRRORS', (server('good'),))
+    defaults = datasets._TRAIN_FILES, (server('good'),)
+    monkeypatch.setattr(datasets._download_mnist, '__defaults__', defaults)
 
 
 def test_get_data_downloads_into_the_cache(mirrored, monkeypatch):
-    monkeypatch.setattr(data, '_split', lambda x, y, n: (x[:50], y[:50], x[50:], y[50:]))
+    monkeypatch.setattr(datasets, '_split', lambda x, y, n: (x[:50], y[:50], x[50:], y[50:]))
     with pytest.raises(FileNotFoundError, match='Three ways'): get_data('mnist', download=False)
     x_train, y_train, x_valid, y_valid = get_data()
     assert x_train.shape == (50, 784)
     assert y_valid.tolist() == list(range(10))
     assert x_train.max() < 1
-    monkeypatch.setattr(data, '_download_mnist', None)   # it is not called again
+    monkeypatch.setattr(datasets, '_download_mnist', None)   # it is not called again
     assert torch.equal(get_data()[0], x_train)
 
 
@@ -177,7 +177,7 @@ def test_the_test_set_is_a_pair_of_its_own(mirrored, monkeypatch):
     assert x.shape == (20, 784)
     assert y.tolist() == list(range(10))*2
     # the training files were not asked for
-    assert names(data._cache_dir()) == sorted([f'{TEST_IMAGES}.gz', f'{TEST_LABELS}.gz'])
+    assert names(datasets._cache_dir()) == sorted([f'{TEST_IMAGES}.gz', f'{TEST_LABELS}.gz'])
     assert find_mnist() == {}
     monkeypatch.setenv('MINIFASTAI_DATASET', 'digits')
     with pytest.raises(ValueError, match='Only MNIST has a test set'): get_test_data()
@@ -185,7 +185,7 @@ def test_the_test_set_is_a_pair_of_its_own(mirrored, monkeypatch):
 
 def test_search_order(tiny_mnist, tmp_path, monkeypatch):
     assert find_mnist() == {}
-    cached = put(tiny_mnist, data._cache_dir())
+    cached = put(tiny_mnist, datasets._cache_dir())
     assert find_mnist()[IMAGES].parent == cached
 
     setting = tmp_path/'set'
@@ -228,4 +228,4 @@ def test_settings(monkeypatch, tiny_mnist):
 def test_an_unreadable_file(tiny_mnist, tmp_path):
     put(tiny_mnist, tmp_path)
     (tmp_path/f'{IMAGES}.gz').chmod(0)
-    with pytest.raises(PermissionError): get_data('mnist', tmp_path)
+    with pytest.raises(PermissionError): get_data('mnist', path=tmp_path)

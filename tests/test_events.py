@@ -7,8 +7,9 @@ import torch
 from helpers import Raiser, Tracer, make_callback, tiny_learner
 from torch import nn
 
-from minifastai.callbacks import (EVENTS, Callback, CancelBatchException, CancelEpochException,
-                                  CancelTrainException, Runner)
+from minifastai.callbacks import (
+    Callback, CancelBatchException, CancelEpochException, CancelTrainException, EVENTS)
+from minifastai.learner import Runner
 
 TRAIN = ['begin_batch', 'after_pred', 'after_loss', 'after_backward', 'after_step', 'after_batch',
          'cleanup_batch']

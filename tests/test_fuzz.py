@@ -13,11 +13,13 @@ from helpers import storm, tiny_learner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minifastai.callbacks import (EVENTS, Callback, CancelBatchException, CancelEpochException,
-                                  CancelTrainException, Runner)
-from minifastai.data import parse_idx
-from minifastai.hooks import ActivationStats, ListContainer
-from minifastai.lr_finder import combine_scheds, sched_cos, sched_exp, sched_lin, sched_no
+from minifastai.datasets import parse_idx
+from minifastai.callbacks import (
+    Callback, CancelBatchException, CancelEpochException, CancelTrainException, EVENTS)
+from minifastai.learner import Runner
+from minifastai.schedules import combine_scheds, sched_cos, sched_exp, sched_lin, sched_no
+from minifastai.hooks import ListContainer
+from minifastai.activations import ActivationStats
 
 settings.register_profile(
     'minifastai',
@@ -190,7 +192,7 @@ def test_idx(kind, shape, seed, data):
     value = data.draw(st.integers(0, 255))
     changed = content[:at] + bytes([value]) + content[at+1:]
     if changed == content: return
-    try: other = parse_idx(changed, 'the file')
+    try: other = parse_idx(changed, source='the file')
     except ValueError as e: assert str(e).startswith('the file')
     else:   # another header that fits as well
         assert at >= 2

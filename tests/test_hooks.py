@@ -13,9 +13,13 @@ from helpers import Raiser, tiny_learner
 from torch import nn, optim
 
 from minifastai.data import DataBunch
-from minifastai.hooks import (ActivationStats, Hook, Hooks, ListContainer, TerminateOnNaNCallback,
-                              append_stats, children, first_not_finite, get_hist, get_min,
-                              plot_activations, plot_dead, plot_hists, plot_stats, summary)
+from minifastai.callbacks import Callback, CancelTrainException
+from minifastai.learner import Learner, Runner
+from minifastai.hooks import children, Hook, Hooks, ListContainer, summary
+from minifastai.activations import (
+    ActivationStats, append_stats, get_hist, get_min, plot_activations, plot_dead, plot_hists,
+    plot_stats)
+from minifastai.terminate import first_not_finite, TerminateOnNaNCallback
 
 
 class Block(nn.Module):

@@ -14,10 +14,6 @@ from helpers import quiet_runner, storm, tiny_learner
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-from minifastai.augment import AugmentCallback, random_affine
-from minifastai.callbacks import (AvgStatsCallback, Callback, CancelTrainException, Learner,
-                                  ProgressCallback, Runner, accuracy)
-from minifastai.checkpoint import CheckpointCallback
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.callbacks import Callback, CancelTrainException
 from minifastai.learner import Learner, Runner

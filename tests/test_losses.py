@@ -35,7 +35,7 @@ def test_equal_to_pytorch(n, c, reduction, dtype):
     their_loss.sum().backward()
     for targets in (labels, labels.int(), binary, binary.bool()):
         ours = logits.clone().requires_grad_()
-        loss = binomial_loss(ours, targets, reduction)
+        loss = binomial_loss(ours, targets, reduction=reduction)
         loss.sum().backward()
         assert loss.dtype == their_loss.dtype
         assert torch.equal(loss.nan_to_num(), their_loss.nan_to_num())
@@ -88,8 +88,8 @@ def test_decoder_agrees_with_a_plain_loop():
     for threshold in (0.5, 0.9, torch.linspace(0.1, 0.9, 6)):
         t = torch.as_tensor(threshold).expand(6)
         expected = [[j for j in range(6) if 1/(1 + (-x[j]).exp()) > t[j]] for x in logits]
-        assert binomial_decode(logits, threshold) == expected
-    numbers_of_labels = {min(len(decoded), 2) for decoded in binomial_decode(logits, 0.7)}
+        assert binomial_decode(logits, threshold=threshold) == expected
+    numbers_of_labels = {min(len(decoded), 2) for decoded in binomial_decode(logits, threshold=0.7)}
     assert numbers_of_labels == {0, 1, 2}
 
 
@@ -98,7 +98,8 @@ def test_decoder_takes_what_a_model_returns():
     assert len(binomial_decode(logits, names=('a', 'b', 'c'))) == 2
     assert binomial_decode(torch.tensor([[torch.inf, -torch.inf]])) == [[0]]
     for threshold in (0, 1, -0.5, torch.nan):
-        with pytest.raises(ValueError, match='between 0 and 1'): binomial_decode(logits, threshold)
+        with pytest.raises(ValueError, match='between 0 and 1'):
+            binomial_decode(logits, threshold=threshold)
 
 
 def test_metric_equals_torchmetrics():
@@ -109,7 +110,7 @@ def test_metric_equals_torchmetrics():
     logits = torch.where(torch.rand(40, 1, generator=g) < 0.5, all_right, logits)
     for threshold in (0.3, 0.5):
         theirs = multilabel_exact_match(logits, targets, 3, threshold=threshold)
-        assert exact_match(logits, targets, threshold) == theirs
+        assert exact_match(logits, targets, threshold=threshold) == theirs
 
 
 def test_in_a_learner_with_unequal_batches():
@@ -121,7 +122,7 @@ def test_in_a_learner_with_unequal_batches():
 
     def row_and_predictions():
         Runner(stats).fit(1, learn)
-        with torch.no_grad(): return stats.row(), learn.model(xb)
+        with torch.no_grad(): return stats.epoch_row(), learn.model(xb)
 
     row, pred = row_and_predictions()
     assert row['valid_loss'] == pytest.approx(binomial_loss(pred, yb).item(), abs=1e-6)
@@ -129,4 +130,5 @@ def test_in_a_learner_with_unequal_batches():
 
     learn.loss_func = partial(binomial_loss, reduction='sum')
     row, pred = row_and_predictions()
-    assert row['valid_loss'] == pytest.approx(binomial_loss(pred, yb, 'sum').item()/7, rel=1e-5)
+    total = binomial_loss(pred, yb, reduction='sum').item()
+    assert row['valid_loss'] == pytest.approx(total/7, rel=1e-5)

@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from helpers import quiet_runner, tiny_learner
 from torch import nn, optim
 
-from minifastai.callbacks import (AvgStatsCallback, Callback, CancelBatchException,
-                                  CancelTrainException, Learner, Runner, accuracy)
 from minifastai.data import DataBunch, Dataset, get_dls
-from minifastai.lr_finder import (LR_Find, LRFindResult, LRSchedulerCallback, ParamScheduler,
-                                  Recorder, combine_scheds, cos_1cycle_anneal, lr_find, sched_cos,
-                                  sched_exp, sched_lin, sched_no)
+from minifastai.callbacks import Callback, CancelBatchException, CancelTrainException
+from minifastai.learner import Learner, Runner
+from minifastai.metrics import accuracy, AvgStatsCallback
+from minifastai.schedules import (
+    combine_scheds, cos_1cycle_anneal, LRSchedulerCallback, ParamScheduler, sched_cos, sched_exp,
+    sched_lin, sched_no)
+from minifastai.recorder import Recorder
+from minifastai.lr_finder import LR_Find, lr_find, LRFindResult
 
 # --- the finder leaves no trace
 
@@ -411,7 +414,7 @@ def test_recorder_counts_completed_batches_only(tmp_path):
     run = quiet_runner([Skip(), Recorder(), AvgStatsCallback(accuracy)])
     run.fit(2, tiny_learner())
     rec = run.recorder
-    assert len(rec.losses) == len(rec.lrs[0]) == len(rec.rows()) == run.n_iter == 5
+    assert len(rec.losses) == len(rec.lrs[0]) == len(rec.batch_rows()) == run.n_iter == 5
     assert [r['batches'] for r in rec.history] == [2, 5]
 
     rec.to_csv(tmp_path/'h.csv')
@@ -432,7 +435,7 @@ def test_records_in_odd_cases():
     run = Runner(Recorder())
     rec = run.recorder
     with pytest.raises(ValueError, match='nothing has been recorded'): rec.plot()
-    assert rec.rows() == []
+    assert rec.batch_rows() == []
     assert rec.losses == []
     run.fit(1, tiny_learner())
     for skip, n in ((0, 3), (2, 1), (3, 0), (4, 0), (100, 0)):

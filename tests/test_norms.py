@@ -14,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.learner import Learner, Runner
 from minifastai.lr_finder import lr_find
-from minifastai.norms import (BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm,
-                              conv_layer, get_norm, plot_norms)
+from minifastai.init import GeneralRelu, init_cnn
+from minifastai.norms import (
+    BatchNorm, conv_layer, get_norm, GroupNorm, InstanceNorm, LayerNorm, plot_norms,
+    RunningBatchNorm)
 
 LESSON = LESSON_DATA + '''
 mnist_view = view_tfm(1,28,28)

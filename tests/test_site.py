@@ -612,7 +612,8 @@ LONG_LINES = '''() => {
   return blocks.map(pre => {
     const line = document.createRange(), around = [];
     line.selectNodeContents(pre);
-    for (let e = pre.parentElement; e; e = e.parentElement) if (scrolls(e)) around.push(e.className);
+    for (let e = pre.parentElement; e; e = e.parentElement)
+      if (scrolls(e)) around.push(e.className);
     return {wraps: line.getClientRects().length > 1, wide: isWide(pre), around};
   });
 }'''
