@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from .callbacks import Callback
 from .hooks import Hook, Hooks
-from .utils import check_count, first_tensor, listify
+from .utils import BLUE, ORANGE, check_count, first_tensor, listify
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #5ca08ef6
 def _plateau(mod) -> float:
@@ -109,8 +109,6 @@ def get_min(
     return torch.stack(h.dead).where(finite, torch.nan).cpu()
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #fc0b9618
-_BLUE = '#0072B2'
-_ORANGE = '#D55E00'
 _AMBER = '#E69F00'
 _LINES = ('-', '--', '-.', ':')
 
@@ -164,8 +162,8 @@ def _draw_hist(ax, h, image, ylim, top=None):
 
 def _draw_dead(ax, h):
     "Draw the fraction of dead activations in one panel."
-    ax.plot(h.steps, get_min(h), color=_ORANGE)
-    ax.fill_between(h.steps, get_min(h), color=_ORANGE, alpha=0.2)
+    ax.plot(h.steps, get_min(h), color=ORANGE)
+    ax.fill_between(h.steps, get_min(h), color=ORANGE, alpha=0.2)
     ax.set(ylim=(0, 1), xlabel='batch', ylabel='share dead')
 
 def _panels(hooks, height):
@@ -225,7 +223,7 @@ def plot_dead(
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #abffbb2a
 def _draw_row(row, h):
     "Draw everything about one hook in three panels."
-    row[0].plot(h.steps, torch.stack(h.stats[0]).cpu(), '-', color=_BLUE, label='mean')
+    row[0].plot(h.steps, torch.stack(h.stats[0]).cpu(), '-', color=BLUE, label='mean')
     row[0].plot(h.steps, torch.stack(h.stats[1]).cpu(), '--', color=_AMBER, label='std')
     _draw_hist(row[1], h, get_hist(h), _reach([h]))
     _draw_dead(row[2], h)

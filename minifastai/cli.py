@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from fastcore.script import CliError, call_parse
 from torch import Tensor
-from .utils import n_params
+from .utils import BLUE, ORANGE, n_params
 from .datasets import find_mnist, get_data
 from .data import DataBunch, Dataset, get_dls, normalize
 from .learner import Learner, Runner
@@ -80,8 +80,6 @@ def _defer_sigint():
     if pressed: raise KeyboardInterrupt
 
 # %% ../nbs/90_cli.ipynb #aaa003f5
-_BLUE, _ORANGE = '#0072B2', '#D55E00'
-
 def _new_axes(xlabel:str, ylabel:str):
     "Make a figure, and return its axes."
     from matplotlib.figure import Figure
@@ -97,8 +95,8 @@ def _plot_losses(ax, batches:list[dict], epochs:list[dict]):
     losses = [row['loss'] for row in batches]
     valid = [row['valid_loss'] for row in epochs]
     done = [row['batches'] for row in epochs]
-    ax.plot(losses, color=_BLUE, lw=.8, label='training, every batch')
-    ax.plot(done, valid, 'o--', color=_ORANGE, label='validation, every epoch')
+    ax.plot(losses, color=BLUE, lw=.8, label='training, every batch')
+    ax.plot(done, valid, 'o--', color=ORANGE, label='validation, every epoch')
     if batches:   # later losses may be so high that nothing else could be seen
         top = max(losses[0], *valid, 0.1)*1.1 if epochs else None
         ax.set_ylim(0, top)
@@ -109,8 +107,8 @@ def _plot_accuracy(ax, epochs:list[dict]):
     numbers = range(1, len(epochs) + 1)
     train = [row['train_accuracy'] for row in epochs]
     valid = [row['valid_accuracy'] for row in epochs]
-    ax.plot(numbers, train, 's-', color=_BLUE, label='training')
-    ax.plot(numbers, valid, 'o--', color=_ORANGE, label='validation')
+    ax.plot(numbers, train, 's-', color=BLUE, label='training')
+    ax.plot(numbers, valid, 'o--', color=ORANGE, label='validation')
     ax.set_xticks(list(numbers)[::max(1, len(epochs)//10)])
     ax.legend()
 
@@ -121,7 +119,7 @@ def _plot_run(batches:list[dict], epochs:list[dict]) -> dict:
                 learning_rate=_new_axes('batch', 'learning rate'),
                 accuracy=_new_axes('epoch', 'accuracy'))
     _plot_losses(axes['losses'], batches, epochs)
-    axes['learning_rate'].plot([row['lr'] for row in batches], color=_BLUE)
+    axes['learning_rate'].plot([row['lr'] for row in batches], color=BLUE)
     axes['learning_rate'].set_ylim(bottom=0)
     _plot_accuracy(axes['accuracy'], epochs)
     return {name: ax.figure for name, ax in axes.items()}
