@@ -18,8 +18,8 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'ListContainer', 'summary', 'ActivationStats', 'append_stats', 'get_hist', 'get_min',
            'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'BatchNorm', 'conv_layer',
            'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms', 'RunningBatchNorm',
-           'affine', 'affine_views', 'as_it_is', 'AugmentCallback', 'predict', 'random_affine',
-           'shift_views', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Recipe',
+           'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'predict', 'random_affine',
+           'shift_tfms', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Recipe',
            'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
            'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find',
            'minifastai_train']
@@ -64,7 +64,7 @@ from .norms import (
     BatchNorm, conv_layer, get_norm, GroupNorm, InstanceNorm, LayerNorm, plot_norms,
     RunningBatchNorm)
 from .augment import (
-    affine, affine_views, as_it_is, AugmentCallback, predict, random_affine, shift_views, TTA)
+    affine, affine_tfms, AugmentCallback, identity, predict, random_affine, shift_tfms, TTA)
 from .resnet import res_layer, ResBlock
 from .recipes import AverageWeightsCallback, Recipe, RECIPES
 from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
@@ -95,8 +95,8 @@ _all_ = [
     'plot_hists', 'plot_stats',
     'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms',
     'RunningBatchNorm',
-    'affine', 'affine_views', 'as_it_is', 'AugmentCallback', 'predict', 'random_affine',
-    'shift_views', 'TTA',
+    'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'predict', 'random_affine',
+    'shift_tfms', 'TTA',
     'res_layer', 'ResBlock',
     'AverageWeightsCallback', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',

@@ -352,10 +352,10 @@ def _report(job:_Job, folder:Path, history:list[dict], seconds:float, complete:b
     if history:
         print(f"Validation accuracy {history[-1]['valid_accuracy']:.4f} after {len(history)} "
               f"epoch{'s'*(len(history) != 1)}, {seconds:.0f} s")
-    if history and complete and len(recipe.views) > 1:
+    if history and complete and len(recipe.tta_tfms) > 1:
         valid = learn.data.valid_ds
         acc = accuracy(recipe.predict(learn.model, valid.x), valid.y.cpu())
-        print(f"             and {acc:.4f} by {len(recipe.views)} looks at each image")
+        print(f"             and {acc:.4f} by {len(recipe.tta_tfms)} looks at each image")
     files = [f for f in _RUN_FILES if (folder/f).exists()]
     print(f"Written to {folder}: {', '.join(files)}", flush=True)
 

@@ -126,7 +126,7 @@ def test_recipes(tmp_path, recipe):
     if recipe is None: recipe = 'eight-epochs'       # the default for the digits
     assert len(table(tmp_path/'run'/'history.csv')) == RECIPES[recipe].epochs
     looks = re.search(r'and ([\d.]+) by (\d+) looks', done.stdout)
-    assert bool(looks) == (len(RECIPES[recipe].views) > 1), done.stdout
+    assert bool(looks) == (len(RECIPES[recipe].tta_tfms) > 1), done.stdout
     with safe_open(tmp_path/'run'/'model.safetensors', 'pt') as f:
         assert json.loads(f.metadata()['minifastai'])['recipe'] == recipe
     if recipe == 'eight-epochs':

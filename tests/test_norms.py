@@ -524,7 +524,7 @@ def test_refused_input_changes_nothing():
 def test_drawing_any_norm():
     import matplotlib.pyplot as plt
     norms = {'mine': lambda nf: nn.GroupNorm(2, nf), 'running': RunningBatchNorm}
-    axs = plot_norms(norms, (2, 4, 2, 2))
+    axs = plot_norms(norms, shape=(2, 4, 2, 2))
     assert [ax.get_title() for ax in axs] == ['mine', 'running']
     plt.close(axs[0].figure)
 

@@ -18,7 +18,7 @@ from minifastai.callbacks import Callback
 from minifastai.learner import Learner, Runner
 from minifastai.metrics import accuracy, AvgStatsCallback
 from minifastai.norms import RunningBatchNorm
-from minifastai.augment import affine, AugmentCallback, predict, random_affine, shift_views, TTA
+from minifastai.augment import affine, AugmentCallback, predict, random_affine, shift_tfms, TTA
 from minifastai.resnet import res_layer, ResBlock
 from minifastai.recipes import AverageWeightsCallback, Recipe, RECIPES
 
@@ -101,9 +101,10 @@ def test_random_affine_stays_within_its_limits_and_repeats_itself():
     assert centre.min() < -2.5
     assert centre.max() > 2.5
     assert centre.mean(1).abs().max() < 0.4
-    again = random_affine(x, 0., 0., 0., 3., torch.Generator().manual_seed(1))
+    again = random_affine(x, degrees=0., scale=0., shear=0., shift=3.,
+                          generator=torch.Generator().manual_seed(1))
     assert torch.equal(moved, again)
-    torch.testing.assert_close(random_affine(x, 0., 0., 0., 0.), x)
+    torch.testing.assert_close(random_affine(x, degrees=0., scale=0., shear=0., shift=0.), x)
     assert len(random_affine(x[:0])) == 0
 
 
@@ -122,7 +123,7 @@ def test_maps_that_cannot_be(how, message):
 
 def test_views_and_recipes_can_be_copied_and_sent():
     pickle.loads(pickle.dumps(RECIPES['eight-epochs']))
-    for view in pickle.loads(pickle.dumps(shift_views())):
+    for view in pickle.loads(pickle.dumps(shift_tfms())):
         assert view(torch.zeros(2, 1, 4, 4)).shape == (2, 1, 4, 4)
     with pytest.raises(FrozenInstanceError): RECIPES['one-epoch'].lr = 1.
     with pytest.raises(TypeError): RECIPES['mine'] = None
@@ -133,13 +134,13 @@ def test_several_looks_validate_as_a_model():
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     x, y = torch.randn(40, 1, 6, 6), torch.randint(3, (40,))
     data = DataBunch([(x, y)], [(x[:30], y[:30]), (x[30:], y[30:])])
-    several = TTA(model, shift_views())
+    several = TTA(model, shift_tfms())
     opt = optim.SGD(several.parameters(), lr=0.)
     run = Runner([AvgStatsCallback(accuracy)])
     run.show_stats = lambda *stats: None
     run.fit(1, Learner(several, opt, F.cross_entropy, data))
 
-    p = torch.stack([model(view(x)).softmax(1) for view in shift_views()]).mean(0)
+    p = torch.stack([model(view(x)).softmax(1) for view in shift_tfms()]).mean(0)
     loss = F.nll_loss(p.log(), y).item()
     right = (p.argmax(1) == y).float().mean().item()
     assert run.avg_stats.valid_stats.avg_stats == pytest.approx([loss, right], abs=1e-5)
