@@ -52,11 +52,11 @@ def train(recipe, train_ds, valid_ds, seed:int) -> Result:
     learn, run = recipe.learn_run(data, [clock := TrainingTime()])
     run.fit(recipe.epochs, learn)
 
-    def accuracy(look):
-        pred = recipe.predict(learn.model, valid_ds.x, look)
+    def accuracy(tta):
+        pred = recipe.predict(learn.model, valid_ds.x, tta=tta)
         return (pred.argmax(1) == valid_ds.y.cpu()).float().mean().item()
 
-    return Result(accuracy('once'), accuracy('views'), clock.seconds)
+    return Result(accuracy(False), accuracy(True), clock.seconds)
 
 
 def report(name:str, results:list[Result], target:float):
