@@ -128,7 +128,7 @@ def check_learner(
     try: inspect.signature(opt.step).bind()
     except TypeError:
         raise TypeError(
-            f"Learner: {type(opt).__name__}.step needs arguments, such as a closure that computes "
+            f"Learner: {type(opt).__name__}.step needs arguments, as a closure that computes "
             "the loss several times a step; this loop computes it once") from None
     params = {id(p) for p in model.parameters()} if isinstance(model, nn.Module) else set()
     groups = getattr(opt, 'param_groups', ())

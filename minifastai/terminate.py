@@ -10,6 +10,7 @@ import math, warnings
 import torch
 from torch import Tensor, nn
 from .callbacks import Callback, CancelTrainException
+from .learner import TrainEvalCallback
 from .hooks import Hooks
 from .utils import first_tensor
 
@@ -57,7 +58,7 @@ def first_not_finite(
 # %% ../nbs/09_checkpoints.ipynb #04ae8d5b
 class TerminateOnNaNCallback(Callback):
     "Ends the run at the first loss that isn't finite, before a step is made with it."
-    _order = 50   # after callbacks that change the loss or the gradients
+    _order = TrainEvalCallback._order + 50   # after what changes the loss or the gradients
     name = 'terminate_on_nan'
     message = None #: Why and where the run was ended, if it was
     def __init__(self,
