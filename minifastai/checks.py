@@ -110,10 +110,10 @@ def check_names(
 
 # %% ../nbs/04c_loop.ipynb #24b84be1
 def check_learner(
-    model,     # What `Learner` was given, in this order
-    opt,       #
-    loss_func, #
-    data,      #
+    model,     # What `Learner` was given as its model
+    opt,       # What it was given as its optimizer
+    loss_func, # What it was given as its loss function
+    data,      # What it was given as its data
 ):
     "Refuse what can't be trained, and say which of the four arguments is wrong."
     def refuse(what, o, why):
@@ -147,8 +147,8 @@ def no_batches(
 # %% ../nbs/04c_loop.ipynb #2d8681c7
 def check_fit(
     running:bool, # Is this runner in the middle of a fit?
-    epochs,       # What `fit` was given
-    learn,        #
+    epochs,       # What `fit` was given as the number of epochs
+    learn,        # What it was given as the learner
 ) -> int: # `epochs` as an int
     "Refuse what can be foreseen to fail, before anything has changed."
     if running:

@@ -66,9 +66,11 @@ class Live(NamedTuple):
 def live_cells() -> dict[str, Live]:
     "The live figures of the chapters by name"
     cells, res = code_cells(), {}
-    for cell, after in zip(cells, cells[1:]):
+    for before, cell, after in zip(cells, cells[1:], cells[2:]):
         if not (m := found(r'^#\| *live: *(\w+)', cell)): continue
-        functions = [f for f in ast.parse(source(cell)).body if isinstance(f, ast.FunctionDef)]
+        # a long function has the cell before to itself
+        code = source(cell) if found(r'^def ', cell) else source(before)
+        functions = [f for f in ast.parse(code).body if isinstance(f, ast.FunctionDef)]
         res[m[1]] = Live(functions[-1], after)
     return res
 
