@@ -287,6 +287,7 @@ def _remove(path:Path):
         warnings.warn(f"{path}, a checkpoint that is not needed any more, "
                       f"could not be removed: {e.strerror}", stacklevel=2)
 
+# %% ../nbs/09_checkpoints.ipynb #c04d8f13
 class _Store:
     "The checkpoints in a folder: adds the next one, and removes those not needed any more."
     def __init__(self, folder:Path, keep:int, best:str|None):
@@ -448,6 +449,7 @@ def _group_sizes(opt_state:dict) -> list[int]:
     "Count the parameters of each group of an optimizer."
     return [len(pg['params']) for pg in opt_state['param_groups']]
 
+# %% ../nbs/09_checkpoints.ipynb #93f6a0e8
 def _check_same_run(checkpoint:Checkpoint, state:_RunState, run):
     "Refuse a checkpoint that was written by a run other than this one."
     path, training = checkpoint.path, state.training
@@ -520,6 +522,7 @@ def _remaining(self:CheckpointCallback, checkpoint:Checkpoint, state:_RunState, 
     self._epoch_rng = state.training['before']
     return batches
 
+# %% ../nbs/09_checkpoints.ipynb #20b6f4da
 @patch
 def _restore(self:CheckpointCallback, state:_RunState):
     "Put back each part of the state."

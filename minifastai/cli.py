@@ -215,6 +215,7 @@ def _read_settings(folder:Path) -> dict:
                              f"or one that is not of type {kind.__name__}")
     return settings
 
+# %% ../nbs/90_cli.ipynb #67ec1a90
 def _resumed_options(options:_Options, folder:Path) -> _Options:
     "Replace options by the settings of the run in `folder`; none of these may be given anew."
     settings = _read_settings(folder)
@@ -254,6 +255,7 @@ class _Job(NamedTuple):
     recipe:Recipe  # With the user's changes
     settings:dict  # All that describes the run, for its files
 
+# %% ../nbs/90_cli.ipynb #b3905fd7
 def _make_job(options:_Options, cbs:list) -> _Job:
     "Make the learner and the runner that both commands need."
     _check_options(options)
@@ -427,6 +429,7 @@ def _write_sweep(folder:Path, found):
         _write(folder/'lr_find.csv', partial(write_csv, rows=rows))
         _write(folder/'lr_find.png', partial(fig.savefig, dpi=150))
 
+# %% ../nbs/90_cli.ipynb #1d74e2c6
 @call_parse
 def minifastai_lr_find(
     max_iter:int=100,     # Number of steps
