@@ -43,8 +43,8 @@ def res_layer(
 ) -> nn.Sequential: # From (N, ni, H, W) to (N, nf, H/2, W/2), rounded up, for an odd `ks`
     """Make a layer of a convolution, max pooling, a norm, an activation function and a `ResBlock`.
 
-    The pooling takes the largest of each 2x2 numbers. Stacks of 3x3 windows are those of
-    Simonyan and Zisserman (2015, arXiv 1409.1556, section 2.3)."""
+    The pooling takes the largest of each 2x2 numbers. Several 3x3 windows can replace a large one
+    (Simonyan and Zisserman 2015, arXiv 1409.1556, section 2.3)."""
     windows = [3]*(ks//2) if stack_3x3 and ks > 3 else [ks]
     convs = [conv_layer(nf if i else ni, nf, k, stride=1, norm_first=True, **kwargs)
              for i, k in enumerate(windows)]
