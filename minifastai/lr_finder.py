@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 from .utils import (
-    BLUE, GREEN, listify, loader_generators, ORANGE, rng_state, set_rng_state)
+    BLUE, check_count, GREEN, listify, loader_generators, ORANGE, rng_state, set_rng_state)
 from .callbacks import Callback, CancelTrainException
 from .learner import Learner, Runner
 from .schedules import ParamScheduler, sched_exp
@@ -115,8 +115,7 @@ class LR_Find(Callback):
         beta:float=0.8,    # How much of the smoothed loss is kept at each step, 0 for no smoothing
         restore:bool=True, # Put model, optimizer and random numbers back at the end?
     ):
-        if max_iter < 2:
-            raise ValueError(f"LR_Find: a sweep needs at least 2 steps, not {max_iter}")
+        max_iter = check_count("LR_Find: max_iter, the steps of the sweep,", max_iter, least=2)
         if not 0 < min_lr < max_lr:
             raise ValueError("LR_Find: the learning rate has to grow from a positive value: "
                              f"{min_lr} to {max_lr} does not")
