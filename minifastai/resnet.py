@@ -26,7 +26,7 @@ class ResBlock(nn.Module):
         **kwargs, # More arguments for `layer`
     ):
         super().__init__()
-        n = check_count("ResBlock: n convolutions (for none, leave the block out): n", n)
+        n = check_count("ResBlock: n, how many convolutions (for none, leave the block out),", n)
         self.convs = nn.Sequential(*(layer(nf, nf, 3, stride=1, **kwargs) for _ in range(n)))
 
     def forward(self, x): return x + self.convs(x)
