@@ -19,24 +19,33 @@ from .data import DataBunch
 from .callbacks import Callback
 from .learner import Learner, Runner
 from .schedules import combine_scheds, ParamScheduler, sched_lin
+from .device import CudaCallback
 from .cnn import get_cnn_model, get_runner
 from .init import init_cnn
 from .norms import conv_layer
 from .augment import (
-    affine_views, as_it_is, AugmentCallback, predict, random_affine, shift_views, TTA)
+    affine_tfms, AugmentCallback, identity, predict, random_affine, shift_tfms, TTA)
 from .resnet import res_layer
 
 # %% ../nbs/08_beat_98.ipynb #d2ca3844
 class AverageWeightsCallback(Callback):
-    "Keeps an exponential moving average of the weights: validation uses it, and the model has it after the fit (by `torch.optim.swa_utils`; Polyak and Juditsky 1992)"
-    _order = 5   # after callbacks that move the model to its device
+    """Keeps an exponential moving average of the weights, and of batch norm's statistics.
+
+    Validation uses the averages, and the model has them after the fit. (Polyak and Juditsky 1992;
+    by `torch.optim.swa_utils`)"""
+    _order = CudaCallback._order + 5   # after callbacks that move the model to its device
     def __init__(self,
         decay:float=0.98, # Weight of the past at each step: about the last 1/(1-decay) steps count
     ):
-        if not 0 <= decay < 1: raise ValueError(f"AverageWeightsCallback: decay is at least 0 and below 1, not {decay}")
+        if not 0 <= decay < 1:
+            raise ValueError("AverageWeightsCallback: decay is at least 0 and below 1, "
+                             f"not {decay}")
         self.decay = decay
 
-    def begin_fit(self): self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+    def begin_fit(self):
+        average = get_ema_multi_avg_fn(self.decay)
+        self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+
     def after_step(self): self.averaged.update_parameters(self.model)
     def begin_validate(self): self._swap()
     def cleanup_validate(self): self._swap()
@@ -47,72 +56,111 @@ class AverageWeightsCallback(Callback):
 
     @torch.no_grad()
     def _swap(self):
-        for kind in ('parameters', 'buffers'):
-            for p, q in zip(getattr(self.model, kind)(), getattr(self.averaged.module, kind)()):
-                old = p.clone(); p.copy_(q); q.copy_(old)
+        def tensors(model): return [*model.parameters(), *model.buffers()]
+        for p, q in zip(tensors(self.model), tensors(self.averaged.module)):
+            old = p.clone()
+            p.copy_(q)
+            q.copy_(old)
+
+# %% ../nbs/08_beat_98.ipynb #65134b7e
+def _check_size(crop, args):
+    "Refuse images of which a network's crop leaves nothing, before its forward pass."
+    h, w = args[0].shape[2:]
+    border = -crop.padding[0]
+    if min(h, w) <= 2*border:
+        raise ValueError(f"This network leaves out {border} pixels at each border, so it needs "
+                         f"larger images than {h}x{w}")
+
+# what a recipe's numbers have to be
+_BOUNDS:dict[str, tuple[Callable, str]] = {
+    'epochs':       (lambda n: n >= 1, 'at least 1'),
+    'bs':           (lambda n: n >= 1, 'at least 1'),
+    'lr':           (lambda x: 0 < x < float('inf'), 'above 0'),
+    'crop':         (lambda n: n >= 0, 'at least 0'),
+    'momentum':     (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+    'weight_decay': (lambda x: x >= 0, 'at least 0'),
+    'warm_up':      (lambda x: x is None or 0 <= x <= 1, 'from 0 to 1, or None'),
+    'smoothing':    (lambda x: 0 <= x <= 1, 'from 0 to 1'),
+}
 
 # %% ../nbs/08_beat_98.ipynb #6848504b
-def _check_size(crop, args):
-    "Before a network's crop: does it leave anything?"
-    h, w = args[0].shape[2:]
-    if min(h, w) <= -2*crop.padding[0]: raise ValueError(f"This network leaves out {-crop.padding[0]} pixels at each border, so it needs larger images than {h}x{w}")
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    "A network and all about its training, by name: `dataclasses.replace(recipe, lr=0.1)` changes one thing"
+    """A network and everything about its training, by name.
+
+    `dataclasses.replace(recipe, lr=0.1)` changes one thing. During `warm_up` the learning rate
+    rises in a line from a fifth of `lr` to `lr`, and then it falls to a hundredth of it. (Label
+    smoothing: Szegedy and others 2016, arXiv 1512.00567, section 7)"""
     epochs:int                 # How often to go through the training set
     bs:int                     # Batch size
     lr:float                   # The highest learning rate
     nfs:Sequence[int]          # Channels of each layer
-    layer:Callable=res_layer   # Makes a layer, called as `layer(channels_in, channels_out, ks, **kwargs)`
+    layer:Callable=res_layer   # Called as `layer(channels_in, channels_out, ks, **kwargs)`
     crop:int=0                 # Pixels that the network leaves out at each border of an image
     momentum:float=0.9         # Momentum of SGD, as Nesterov has it
-    weight_decay:float=5e-4    # Share of each weight, times the learning rate, that is taken away at each step
-    warm_up:float|None=0.25    # Share of the training in which the rate rises in a line, from a fifth of `lr`; then it falls to a hundredth. None: it is constant
-    smoothing:float=0.1        # Share of each label that is spread over all classes (Szegedy and others 2016, arXiv 1512.00567, section 7)
+    weight_decay:float=5e-4    # Times the learning rate: fraction of a weight lost at each step
+    warm_up:float|None=0.25    # Fraction of the run in which the rate rises; None: it is constant
+    smoothing:float=0.1        # Fraction of each label that is spread over all classes
     augment:Callable|None=None # Function of a training batch (N, C, H, W), such as `random_affine`
     average:float|None=None    # `decay` of an `AverageWeightsCallback`
-    views:Sequence[Callable]=tuple(shift_views()) # Looks at an image when predicting
+    tta_tfms:Sequence[Callable]=tuple(shift_tfms()) # Transforms of a batch when predicting
     channels_last:bool=True    # Keep the channels of a pixel next to each other in memory?
 
     def __post_init__(self):
-        for k, ok, what in (('epochs', self.epochs >= 1, 'at least 1'), ('bs', self.bs >= 1, 'at least 1'), ('lr', 0 < self.lr < float('inf'), 'above 0'), ('crop', self.crop >= 0, 'at least 0'),
-                            ('momentum', 0 <= self.momentum < 1, 'at least 0 and below 1'), ('weight_decay', self.weight_decay >= 0, 'at least 0'),
-                            ('warm_up', self.warm_up is None or 0 <= self.warm_up <= 1, 'from 0 to 1, or None'), ('smoothing', 0 <= self.smoothing <= 1, 'from 0 to 1')):
-            if not ok: raise ValueError(f"{k} has to be {what}, not {getattr(self, k)}")
+        for name, (allowed, bounds) in _BOUNDS.items():
+            value = getattr(self, name)
+            if not allowed(value): raise ValueError(f"{name} has to be {bounds}, not {value}")
 
     def learn_run(self,
         data:DataBunch, # Training and validation batches, of images (N, C, H, W)
-        cbs=None,       # More callbacks, or functions that make one, such as their classes; one or several
+        cbs=None,       # More callbacks, or functions that make one; one or several
         **kwargs,       # More arguments for `layer`, such as `norm`
     ) -> tuple[Learner, Runner]: # For `run.fit(recipe.epochs, learn)`
-        "A new network, initialised, and everything that is needed to train it"
+        "Make a new network, initialised, and everything that is needed to train it."
+        opt_func = partial(optim.SGD, momentum=self.momentum, nesterov=self.momentum > 0,
+                           weight_decay=self.weight_decay)
+        loss_func = partial(F.cross_entropy, label_smoothing=self.smoothing)
+        model = self._model(data, **kwargs)
+        cbs = [*self._callbacks(), *listify(cbs)]
+        return get_runner(model, data, self.lr, cbs, opt_func, loss_func)
+
+    def _model(self, data, **kwargs) -> nn.Module:
         model = get_cnn_model(data, self.nfs, self.layer, **kwargs)
         init_cnn(model)
         if self.crop:
             model.insert(0, nn.ZeroPad2d(-self.crop))
             model[0].register_forward_pre_hook(_check_size)
-        if self.channels_last: model = model.to(memory_format=torch.channels_last)   # type: ignore[call-overload]
-        own:list[Callback] = []
+        if not self.channels_last: return model
+        return model.to(memory_format=torch.channels_last)   # type: ignore[call-overload]
+
+    def _callbacks(self) -> list[Callback]:
+        cbs:list[Callback] = []
         if self.warm_up is not None:
-            own.append(ParamScheduler('lr', combine_scheds([self.warm_up, 1 - self.warm_up], [sched_lin(self.lr/5, self.lr), sched_lin(self.lr, self.lr/100)])))
-        if self.augment is not None: own.append(AugmentCallback(self.augment))
-        if self.average is not None: own.append(AverageWeightsCallback(self.average))
-        return get_runner(model, data, self.lr, [*own, *listify(cbs)], partial(optim.SGD, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay),
-                          partial(F.cross_entropy, label_smoothing=self.smoothing))
+            rise, fall = sched_lin(self.lr/5, self.lr), sched_lin(self.lr, self.lr/100)
+            schedule = combine_scheds([self.warm_up, 1 - self.warm_up], [rise, fall])
+            cbs.append(ParamScheduler('lr', schedule))
+        if self.augment is not None: cbs.append(AugmentCallback(self.augment))
+        if self.average is not None: cbs.append(AverageWeightsCallback(self.average))
+        return cbs
 
     def predict(self,
         model:nn.Module, # What `learn_run` made, trained
         x:Tensor,        # Images (N, C, H, W)
-        look:str='views', # 'views': at each image several times; 'once'
-    ) -> Tensor: # (N, C), on the CPU: log-probabilities, or for 'once' the model's logits
-        "Predictions for any number of images"
-        if look not in ('views', 'once'): raise ValueError(f"predict: look is 'views' or 'once', not {look!r}")
-        return predict(TTA(model, self.views) if look == 'views' else model, x)
+        *,
+        tta:bool=True,   # Test-time augmentation by `tta_tfms`, or each image once?
+    ) -> Tensor: # (N, C), on the CPU: log-probabilities, or without `tta` the model's logits
+        "Compute predictions for any number of images."
+        return predict(TTA(model, self.tta_tfms) if tta else model, x)
 
 # %% ../nbs/08_beat_98.ipynb #3c2c0852
 RECIPES = MappingProxyType({
-    'one-epoch':    Recipe(epochs=1, bs=64, lr=0.3, nfs=(16, 48, 96), crop=2),
-    'eight-epochs': Recipe(epochs=8, bs=128, lr=0.4, nfs=(24, 48, 96), layer=partial(res_layer, threes=True), augment=partial(random_affine, degrees=12., scale=0.15, shear=0.15, shift=2.5), views=tuple(affine_views())),
-    'lesson':       Recipe(epochs=8, bs=512, lr=0.4, nfs=(8, 16, 32, 32), layer=partial(conv_layer, norm_first=True, leak=0.1, sub=0.4, maxv=6.), momentum=0., weight_decay=0., warm_up=None, smoothing=0., views=(as_it_is,)),
+    'one-epoch': Recipe(epochs=1, bs=64, lr=0.3, nfs=(16, 48, 96), crop=2),
+    'eight-epochs': Recipe(
+        epochs=8, bs=128, lr=0.4, nfs=(24, 48, 96), layer=partial(res_layer, stack_3x3=True),
+        augment=partial(random_affine, degrees=12., scale=0.15, shear=0.15, shift=2.5),
+        tta_tfms=tuple(affine_tfms())),
+    'lesson': Recipe(
+        epochs=8, bs=512, lr=0.4, nfs=(8, 16, 32, 32),
+        layer=partial(conv_layer, norm_first=True, leak=0.1, sub=0.4, maxv=6.),
+        momentum=0., weight_decay=0., warm_up=None, smoothing=0., tta_tfms=(identity,)),
 })

@@ -14,15 +14,19 @@ from .utils import check_count
 
 # %% ../nbs/08_beat_98.ipynb #850621cb
 class ResBlock(nn.Module):
-    "Convolutions whose result is added to their input (He and others 2016, arXiv 1512.03385, section 3)"
+    """Convolutions whose result is added to their input.
+
+    (He and others 2016, arXiv 1512.03385, section 3)"""
     def __init__(self,
         nf:int,   # Channels, in and out
         n:int=2,  # Number of convolutions
-        layer:Callable=partial(conv_layer, norm_first=True), # Makes one, called as `layer(nf, nf, 3, stride=1, **kwargs)`
+        *,
+        # Makes a convolution, called as `layer(nf, nf, 3, stride=1, **kwargs)`
+        layer:Callable=partial(conv_layer, norm_first=True),
         **kwargs, # More arguments for `layer`
     ):
         super().__init__()
-        n = check_count("ResBlock: the number of convolutions", n)
+        n = check_count("ResBlock: n, how many convolutions (for none, leave the block out),", n)
         self.convs = nn.Sequential(*(layer(nf, nf, 3, stride=1, **kwargs) for _ in range(n)))
 
     def forward(self, x): return x + self.convs(x)
@@ -32,13 +36,18 @@ def res_layer(
     ni:int,   # Channels in
     nf:int,   # Channels out
     ks:int=3, # Height and width of the first convolution's window, in pixels
+    *,
     n:int=1,  # Convolutions in the residual block; 0 for no block
-    threes:bool=False, # In place of a larger window, several of 3x3 one after the other? (Simonyan and Zisserman 2015, arXiv 1409.1556, section 2.3)
+    stack_3x3:bool=False, # In place of a larger window, several of 3x3 one after the other?
     **kwargs, # More arguments for `conv_layer`, such as `norm`, `leak`, `sub`
 ) -> nn.Sequential: # From (N, ni, H, W) to (N, nf, H/2, W/2), rounded up, for an odd `ks`
-    "A convolution, the largest of each 2x2 answers, a norm, an activation function; then a `ResBlock`"
-    windows = [3]*(ks//2) if threes and ks > 3 else [ks]
-    *before, conv = [conv_layer(nf if i else ni, nf, k, stride=1, norm_first=True, **kwargs) for i, k in enumerate(windows)]
-    conv.insert(1, nn.MaxPool2d(2, ceil_mode=True))
-    layers = [*before, conv, *([ResBlock(nf, n, **kwargs)] if n else [])]
-    return nn.Sequential(*layers) if len(layers) > 1 else conv
+    """Make a layer of a convolution, max pooling, a norm, an activation function and a `ResBlock`.
+
+    The pooling takes the largest of each 2x2 numbers. (Stacks of 3x3 windows: Simonyan and
+    Zisserman 2015, arXiv 1409.1556, section 2.3)"""
+    windows = [3]*(ks//2) if stack_3x3 and ks > 3 else [ks]
+    convs = [conv_layer(nf if i else ni, nf, k, stride=1, norm_first=True, **kwargs)
+             for i, k in enumerate(windows)]
+    convs[-1].insert(1, nn.MaxPool2d(2, ceil_mode=True))
+    layers = [*convs, ResBlock(nf, n, **kwargs)] if n else convs
+    return nn.Sequential(*layers) if len(layers) > 1 else convs[0]
