@@ -364,6 +364,7 @@ def tokens(source):
 
 def joined_statements(lines):
     "The lines of a cell on which `;` joins two statements; as its last character it hides a value"
+    if lines and lines[0].startswith('%%'): return []   # another language
     python = ['' if line.startswith(('!', '%')) else line for line in lines]
     source = '\n'.join(python).rstrip().removesuffix(';')
     return [lines[token.start[0] - 1] for token in tokens(source) if token.string == ';']
