@@ -23,7 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import finish, fork, read_epochs, script
-from helpers import heeds_permissions, quiet_runner, tiny_learner
+from helpers import heeds_permissions, quiet_runner, storm, tiny_learner
 from safetensors.torch import load_file
 from torch import nn, optim
 from torch.utils.data import DataLoader
@@ -612,14 +612,15 @@ def test_killed_at_random_moments(tmp_path):
 
     At the end weights and history are those of a run that nobody disturbed.
     """
-    kills = int(os.environ.get('MINIFASTAI_KILLS', 4))
-    settings = [*LESSON, '--epochs', '40', '--bs', '64', '--every', '1', '--norm', 'running']
+    kills = storm(3, 12, 'MINIFASTAI_KILLS')
+    epochs = 4 + 2*kills   # so many that it is not complete before the last kill
+    settings = [*LESSON, '--epochs', str(epochs), '--bs', '64', '--norm', 'running']
     status, out = train(*settings, '--out', 'whole', cwd=tmp_path)
     assert status == 0, out
 
     args = [*settings, '--out', 'killed']
     for _ in range(kills):
-        process = start_training(*args, cwd=tmp_path)
+        process = start_training(*args, '--every', '1', cwd=tmp_path)
         for line in process.stdout:   # it trains, or has done so
             if line.split()[:1] == ['epoch'] or 'Validation accuracy' in line: break
         time.sleep(random.uniform(0, 0.7))
