@@ -5,6 +5,7 @@ other loaders, metrics and schedulers.
 """
 import copy
 import errno
+import functools
 import io
 import json
 import os
@@ -132,26 +133,42 @@ COMBINATIONS = [(learner, callback) for learner in LEARNERS for callback in CALL
                 if learner != 'workers' or callback == 'schedule']
 
 
+@pytest.fixture
+def no_fsync(monkeypatch):
+    "No wait for the disk: what a checkpoint holds does not depend on it"
+    monkeypatch.setattr(os, 'fsync', lambda fd: None)
+
+
+def make(learner, callback, seed, *others):
+    return noisy(LEARNERS[learner], [*CALLBACKS[callback](), *others], seed)
+
+
+@functools.cache
+def undisturbed(learner, callback):
+    "Learner and runner of a run without checkpoints"
+    learn, run = make(learner, callback, 0)
+    run.fit(3, learn)
+    return learn, run
+
+
 @pytest.mark.parametrize('learner, callback', COMBINATIONS)
 @pytest.mark.parametrize('after', [1, 5, 8, 14])
-def test_goes_on_bit_for_bit(tmp_path, learner, callback, after):
+def test_goes_on_bit_for_bit(tmp_path, no_fsync, learner, callback, after):
     """Five batches an epoch, three epochs.
 
     The steps after which it stops are within an epoch and at the end of one.
     """
-    def make(seed, *others):
-        return noisy(LEARNERS[learner], [*CALLBACKS[callback](), *others], seed)
-    learn, run = make(0)
-    run.fit(3, learn)
-    broken, first = make(0, CheckpointCallback(tmp_path, every=1), StopAfter(after))
+    checkpoints = CheckpointCallback(tmp_path, every=1)
+    broken, first = make(learner, callback, 0, checkpoints, StopAfter(after))
     with pytest.raises(Stop): first.fit(3, broken)
-    again, second = make(7, CheckpointCallback(tmp_path, every=1, resume=True))
+    again, second = make(learner, callback, 7, CheckpointCallback(tmp_path, resume=True))
     resume_quietly(second, 3, again)
+    learn, run = undisturbed(learner, callback)
     assert torch.equal(weights(again), weights(learn))
     assert_same_records(second, run)
 
 
-def test_cancelled_batches_are_counted(tmp_path):
+def test_cancelled_batches_are_counted(tmp_path, no_fsync):
     "They came from the loader, so a run that is resumed has to skip them, too"
     class Picky(Callback):
         def begin_batch(self):
