@@ -29,17 +29,21 @@ def script(name): return str(Path(sys.executable).with_name(name))
 
 def start(command, *args, cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **env):
     "A fresh process of `command`; a variable given as None is unset"
-    env = {k: v for k, v in {**os.environ, **env}.items() if v is not None}
+    env = _environment(env)
     # a process that was started in the background ignores Ctrl-C, and so would those that it starts
     def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([command, *args], cwd=cwd, env=env, preexec_fn=heed_ctrl_c,
                             stdout=stdout, stderr=stderr, text=True)
 
 
-def fork(command, *args, cwd, stderr=subprocess.PIPE):
+def fork(command, *args, cwd, stderr=subprocess.PIPE, **env):
     "A forked process of `command`, a script in Python; where forking is not safe, a fresh one"
-    if sys.platform != 'linux': return start(command, *args, cwd=cwd, stderr=stderr)
-    return Forked(command, *args, cwd=cwd, stderr=stderr)
+    if sys.platform != 'linux': return start(command, *args, cwd=cwd, stderr=stderr, **env)
+    return Forked(command, *args, cwd=cwd, stderr=stderr, env=_environment(env))
+
+
+def _environment(changes):
+    return {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
 
 
 def finish(process, timeout=300):
@@ -59,13 +63,14 @@ class Forked:
     forks = multiprocessing.get_context('forkserver')
     forks.set_forkserver_preload(IMPORTS)
 
-    def __init__(self, *args, cwd, stderr):
+    def __init__(self, *args, cwd, stderr, env):
         self.stdout, out = self._pipe()
         if stderr == subprocess.STDOUT: self.stderr, err = None, out
         else: self.stderr, err = self._pipe()
         self.args = args
-        self._process = self.forks.Process(target=_run_script, args=(args, str(cwd), out, err),
-                                           daemon=True)   # a test that fails leaves nothing running
+        # a daemon, so that a test that fails leaves nothing running
+        self._process = self.forks.Process(target=_run_script, daemon=True,
+                                           args=(args, str(cwd), env, out, err))
         self._process.start()
         out.close()
         err.close()
@@ -102,10 +107,12 @@ def _rest(file):
     with file: return file.read()
 
 
-def _run_script(args, cwd, out, err):
+def _run_script(args, cwd, env, out, err):
     "In the forked process: what a fresh one does after its imports"
     import torch
     torch.set_num_threads(1)
+    os.environ.clear()
+    os.environ.update(env)
     os.chdir(cwd)
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)

@@ -1,6 +1,7 @@
 """The command as a user runs it.
 
 Files, fall-back, refusals, Ctrl-C; progress in a terminal and in a notebook; the wheel.
+One run of each kind has a fresh process; others are forks of a process that has done the imports.
 """
 import csv
 import fcntl
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import finish, fork, read_epochs, script, start
 from safetensors import safe_open
 
 from minifastai.data import DataBunch
@@ -37,27 +39,13 @@ FILES = {
 }
 
 
-def script(name): return str(Path(sys.executable).with_name(name))
-
-
 TRAIN = script('minifastai-train')
 LR_FIND = script('minifastai-lr-find')
 LESSON = ['--dataset', 'digits', '--recipe', 'lesson', '--bs', '128']   # 12 batches an epoch
 
 
-def run(*command, cwd=None, **env):
-    "Run a command to its end; a variable given as None is unset"
-    env = {k: v for k, v in {**os.environ, **env}.items() if v is not None}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-
-
-def train(*args, cwd, **env): return run(TRAIN, *args, cwd=cwd, **env)
-
-
-def start(*args, cwd, **kwargs):
-    # a process that was started in the background ignores Ctrl-C, and so would those that it starts
-    def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([TRAIN, *args], cwd=cwd, text=True, preexec_fn=heed_ctrl_c, **kwargs)
+def train_fresh(*args, cwd, **env): return finish(start(TRAIN, *args, cwd=cwd, **env))
+def train(*args, cwd, **env): return finish(fork(TRAIN, *args, cwd=cwd, **env))
 
 
 def assert_succeeded(done): assert done.returncode == 0, done.stderr
@@ -82,10 +70,18 @@ def validation_accuracy(done):
     return float(found[1])
 
 
-def test_files_and_table(tmp_path):
-    done = train(*LESSON, '--epochs', '2', '--out', 'run', cwd=tmp_path)
+@pytest.fixture(scope='module')
+def two_epochs(tmp_path_factory):
+    "A fresh process that trained for two epochs, and its folder"
+    folder = tmp_path_factory.mktemp('two_epochs')
+    # on one thread, as a fork
+    done = train_fresh(*LESSON, '--epochs', '2', '--out', 'run', cwd=folder, OMP_NUM_THREADS='1')
     assert_succeeded(done)
-    folder = tmp_path/'run'
+    return done, folder/'run'
+
+
+def test_files_and_table(two_epochs):
+    done, folder = two_epochs
     assert names(folder) == FILES
     assert [row['epoch'] for row in table(folder/'history.csv')] == ['0', '1']
     assert len(table(folder/'batches.csv')) == 2*12
@@ -95,13 +91,15 @@ def test_files_and_table(tmp_path):
         if name.endswith('png'): assert (folder/name).read_bytes().startswith(b'\x89PNG')
 
 
-def test_same_seed_same_weights(tmp_path):
-    def weights(seed, out):
-        train(*LESSON, '--epochs', '1', '--seed', seed, '--out', out, cwd=tmp_path)
-        return (tmp_path/out/'model.safetensors').read_bytes()
-    a = weights('1', 'a')
-    assert weights('1', 'b') == a
-    assert weights('2', 'c') != a
+def test_same_seed_same_weights(two_epochs, tmp_path):
+    "In another process, and whether or not the seed is the default"
+    def weights(folder): return (folder/'model.safetensors').read_bytes()
+    for seed in ('42', '1'):
+        args = [*LESSON, '--epochs', '2', '--seed', seed, '--out', seed]
+        assert_succeeded(train(*args, cwd=tmp_path))
+    _, folder = two_epochs
+    assert weights(tmp_path/'42') == weights(folder)
+    assert weights(tmp_path/'1') != weights(folder)
 
 
 @pytest.mark.parametrize('norm', ['running', 'layer', 'instance', 'group', 'none'])
@@ -149,7 +147,7 @@ def test_falls_back_once_and_says_so(tmp_path):
     nobody = 'http://127.0.0.1:9'
     no_mnist = dict(MINIFASTAI_DATA=None, MINIFASTAI_DATASET=None, HOME=str(tmp_path),
                     XDG_CACHE_HOME=str(tmp_path), HTTPS_PROXY=nobody, https_proxy=nobody)
-    done = train('--epochs', '1', cwd=tmp_path, **no_mnist)
+    done = train_fresh('--epochs', '1', cwd=tmp_path, **no_mnist)
     assert_succeeded(done)
     assert done.stdout.count('embedded digits') == 1
     assert done.stdout.startswith('MNIST is not on this machine')
@@ -184,14 +182,12 @@ def test_refusals(tmp_path, args, message):
 
 
 def test_ctrl_c_keeps_what_there_is(tmp_path):
-    process = start(*LESSON, '--epochs', '10000', '--out', 'run', cwd=tmp_path,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    for line in process.stdout:
-        if line.split()[:1] == ['1']: break      # the second epoch is done
+    process = start(TRAIN, *LESSON, '--epochs', '10000', '--out', 'run', cwd=tmp_path)
+    read_epochs(process, 2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert 'Traceback' not in err, err
+    done = finish(process)
+    assert done.returncode == 130, done.stderr
+    assert 'Traceback' not in done.stderr, done.stderr
     assert names(tmp_path/'run') == FILES
     assert len(table(tmp_path/'run'/'history.csv')) >= 2
 
@@ -206,16 +202,15 @@ def test_a_loss_that_explodes(tmp_path):
 
 
 def test_runs_started_in_the_same_second(tmp_path):
-    runs = [start(*LESSON, '--epochs', '1', '--seed', str(i), cwd=tmp_path,
-                  stdout=subprocess.DEVNULL) for i in range(3)]
-    assert [run.wait(timeout=300) for run in runs] == [0, 0, 0]
+    args = [*LESSON, '--epochs', '1', '--seed']
+    runs = [fork(TRAIN, *args, str(seed), cwd=tmp_path) for seed in range(3)]
+    for run in runs: assert_succeeded(finish(run))
     assert [names(folder) for folder in (tmp_path/'runs').iterdir()] == [FILES]*3
 
 
 def test_nobody_reads_the_output(tmp_path):
     "`minifastai-train | head -1`: the run is not lost"
-    process = start(*LESSON, '--epochs', '3', '--out', 'run', cwd=tmp_path,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start(TRAIN, *LESSON, '--epochs', '3', '--out', 'run', cwd=tmp_path)
     process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()
@@ -231,8 +226,9 @@ def test_half_a_pair_is_no_reason_to_fall_back(tmp_path):
 
 
 def test_lr_find(tmp_path):
-    command = [LR_FIND, '--dataset', 'digits', '--out', 'sweep']
-    done = run(*command, cwd=tmp_path)
+    args = ['--dataset', 'digits', '--bs', '8', '--out', 'sweep']   # small batches take less time
+    def find(): return finish(fork(LR_FIND, *args, cwd=tmp_path))
+    done = find()
     assert_succeeded(done)
     assert 'valley' in done.stdout
     assert 'steepest' in done.stdout
@@ -240,11 +236,11 @@ def test_lr_find(tmp_path):
     assert list(rows[0]) == ['step', 'lr', 'loss', 'smoothed']
     assert 2 < len(rows) <= 100
     assert (tmp_path/'sweep'/'lr_find.png').exists()
-    assert_refused(run(*command, cwd=tmp_path), 'holds another run')
+    assert_refused(find(), 'holds another run')
 
 
-def test_help():
-    done = run(TRAIN, '--help')
+def test_help(tmp_path):
+    done = train('--help', cwd=tmp_path)
     assert_succeeded(done)
     assert '--epochs' in done.stdout
     assert 'Batch size' in done.stdout
@@ -268,8 +264,8 @@ def test_progress_in_a_terminal(tmp_path):
     main, side = pty.openpty()
     rows, columns = 24, 100
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack('HHHH', rows, columns, 0, 0))
-    process = start('--dataset', 'digits', '--epochs', '2', '--out', 'run', cwd=tmp_path,
-                    stdout=side, stderr=side, close_fds=True, env={**os.environ, 'TERM': 'xterm'})
+    process = start(TRAIN, *LESSON, '--epochs', '2', '--out', 'run', cwd=tmp_path,
+                    stdout=side, stderr=side, TERM='xterm')
     os.close(side)
     text = read_terminal(main).decode()
     assert process.wait(timeout=60) == 0, text
@@ -306,7 +302,7 @@ def test_progress_in_a_live_notebook(tmp_path):
 TRAIN_IN_PYTHON = '''
 import json, pathlib
 import minifastai, minifastai.cli as cli
-cli.minifastai_train(dataset='digits', epochs=1, out='run')
+cli.minifastai_train(dataset='digits', recipe='lesson', epochs=1, out='run')
 files = sorted(p.name for p in pathlib.Path('run').iterdir())
 print(json.dumps([minifastai.__file__, files]))
 '''
@@ -322,7 +318,7 @@ def test_wheel(tmp_path):
     wheel, = tmp_path.glob('minifastai-*.whl')
     site = tmp_path/'site'
     pip('install', '--target', site, wheel)
-    done = run(sys.executable, '-c', TRAIN_IN_PYTHON, cwd=tmp_path, PYTHONPATH=str(site))
+    done = finish(start(sys.executable, '-c', TRAIN_IN_PYTHON, cwd=tmp_path, PYTHONPATH=str(site)))
     assert_succeeded(done)
     where, files = json.loads(done.stdout.splitlines()[-1])
     assert where.startswith(str(site))
