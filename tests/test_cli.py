@@ -1,7 +1,8 @@
 """The command as a user runs it.
 
 Files, fall-back, refusals, Ctrl-C; progress in a terminal and in a notebook; the wheel.
-One run of each kind has a fresh process; others are forks of a process that has done the imports.
+What needs a terminal, a pipe, a signal or an installation of its own is a fresh process; the other
+runs are forks of a process that has done the imports.
 """
 import csv
 import fcntl
@@ -37,8 +38,6 @@ FILES = {
     'learning_rate.png',
     'accuracy.png',
 }
-
-
 TRAIN = script('minifastai-train')
 LR_FIND = script('minifastai-lr-find')
 LESSON = ['--dataset', 'digits', '--recipe', 'lesson', '--bs', '128']   # 12 batches an epoch
