@@ -336,6 +336,20 @@ def test_wider_cancel_prevails():
     assert E not in trace
 
 
+@pytest.mark.parametrize('first, second', [
+    (CancelEpochException, CancelTrainException),
+    (CancelTrainException, CancelEpochException),
+])
+def test_of_two_cancels_at_one_event_the_wider_prevails(first, second):
+    trace = []
+    cbs = [Tracer(trace),
+           Raiser('after_batch', first(), name='first', order=1),
+           Raiser('after_batch', second(), name='second', order=2)]
+    Runner(cbs).fit(2, tiny_learner())
+    assert trace[-2:] == [T, 'after_fit']
+    assert E not in trace
+
+
 def test_lost_error_is_noted():
     class Bad(Callback):
         def after_fit(self): raise AttributeError('hidden?')
