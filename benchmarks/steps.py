@@ -211,7 +211,7 @@ def main(rounds:int, steps:int):
 
 
 if __name__ == '__main__':
-    args = options(__doc__, threads=1, rounds=13, steps=200)
+    args = options(__doc__, threads=1, rounds=31, steps=200)
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
     os.environ['PYTHONWARNINGS'] = 'ignore'
