@@ -1,6 +1,7 @@
 "Callbacks, learner and runner: state between fits, copies, devices, loaders, statistics."
 import copy
 import pickle
+from collections import Counter, OrderedDict, defaultdict, namedtuple
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.callbacks import Callback, CancelEpochException
 from minifastai.learner import create_learner, get_model, Learner, Runner, TrainEvalCallback
 from minifastai.metrics import accuracy, AvgStats, AvgStatsCallback
+from minifastai.utils import map_tensors
 
 
 class Plain(Callback):
@@ -604,3 +606,33 @@ def test_averages_can_be_pickled_after_a_fit_with_any_loss():
         pred = model(torch.cat([x[:1], x]))
         expected = F.cross_entropy(pred, torch.zeros(7, dtype=torch.int64)).item()
         assert s.train_stats.avg_stats[0] == pytest.approx(expected)
+
+
+def test_no_graph_is_kept_alive_after_training_batches():
+    "Validation has no graph: without it, the last batch is one of training"
+    learn = tiny_learner()
+    learn = Learner(learn.model, learn.opt, F.cross_entropy, DataBunch(learn.data.train_dl, None))
+    run = Runner()
+    run.fit(1, learn)
+    assert not run.loss.requires_grad
+    assert not run.pred.requires_grad
+
+
+def test_handlers_take_no_argument():
+    greedy = make_callback(after_loss=lambda self, loss: None)
+    with pytest.raises(TypeError, match='take no argument but self'): Runner(greedy)
+
+
+@pytest.mark.parametrize('kind', [OrderedDict, Counter, partial(defaultdict, list)])
+def test_batches_keep_their_structure(kind):
+    "Named tuples and dictionaries, also subclasses, come back as what they were"
+    Pair = namedtuple('Pair', 'a b')
+    batch = kind()
+    batch.update(pair=Pair(torch.ones(2), 'x'), many=[torch.ones(1), (torch.ones(1),)])
+    new = map_tensors(lambda t: t + 1, batch)
+    assert type(new) is type(batch)
+    assert type(new['pair']) is Pair
+    assert new['pair'].a.tolist() == [2., 2.]
+    assert new['pair'].b == 'x'
+    assert new['many'] == [torch.full((1,), 2.), (torch.full((1,), 2.),)]
+    assert batch['pair'].a.tolist() == [1., 1.]

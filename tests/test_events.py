@@ -1,4 +1,5 @@
 "The table event x exception, cell by cell, written out by hand; and what holds in every cell."
+import copy
 import itertools
 import signal
 
@@ -449,3 +450,29 @@ def test_order_and_ties():
 def test_unknown_event():
     with pytest.raises(ValueError, match="no event 'after_bacth'. Did you mean 'after_batch'"):
         Runner()('after_bacth')
+
+
+def test_who_fails_to_begin_is_not_cleaned_up():
+    "An error at the beginning says that nothing was opened; a cancel is raised on purpose"
+    for phase, cleanup in (
+        ('begin_fit', 'after_fit'),
+        ('begin_epoch', 'cleanup_epoch'),
+        ('begin_validate', 'cleanup_validate'),
+        ('begin_batch', 'cleanup_batch'),
+    ):
+        heard = []
+        def fail(self): raise ZeroDivisionError
+        handlers = {phase: fail, cleanup: lambda self: heard.append(cleanup)}
+        cb = make_callback(**handlers)
+        with pytest.raises(ZeroDivisionError): Runner(cb).fit(1, tiny_learner())
+        assert heard == [], phase
+
+
+def test_gradients_from_before_the_fit_do_not_count():
+    "The first step is made with the gradient of the first batch alone"
+    learn = tiny_learner(n_train=1)
+    again = copy.deepcopy(learn.model)
+    for p in learn.model.parameters(): p.grad = torch.ones_like(p)
+    Runner().fit(1, learn)
+    Runner().fit(1, tiny_learner(n_train=1, model=again))
+    for p, q in zip(learn.model.parameters(), again.parameters()): assert torch.equal(p, q)
