@@ -598,7 +598,8 @@ def test_averages_can_be_pickled_after_a_fit_with_any_loss():
 
     # another loss, the same callback: weighted anew
     learn.loss_func = nn.CrossEntropyLoss(ignore_index=1)
-    one_counts, all_count = torch.tensor([0, 1, 1, 1, 1, 1]), torch.zeros(6, dtype=torch.int64)
+    one_counts = torch.tensor([0, 1, 1, 1, 1, 1])
+    all_count = torch.zeros(6, dtype=torch.int64)
     learn.data = DataBunch([(x, one_counts), (x, all_count)])
     learn.opt.param_groups[0]['lr'] = 0.
     for s in (stats, again):

@@ -271,7 +271,8 @@ def test_keeps_the_last_and_the_best(tmp_path):
 
 
 def test_a_second_fit_of_the_same_runner_goes_on_counting(tmp_path):
-    learn, run = tiny_learner(), Runner([CheckpointCallback(tmp_path, keep=9)])
+    learn = tiny_learner()
+    run = Runner([CheckpointCallback(tmp_path, keep=9)])
     run.fit(2, learn)
     run.fit(1, learn)
     assert [p.name[:14] for p in sorted(tmp_path.iterdir())] == [
@@ -325,7 +326,8 @@ def test_written_synced_renamed_synced(tmp_path, monkeypatch):
 
     After it, the name is.
     """
-    log, sync, rename = [], os.fsync, os.rename
+    log = []
+    sync, rename = os.fsync, os.rename
     def noted_sync(fd):
         log.append(os.path.relpath(os.readlink(f'/proc/self/fd/{fd}'), tmp_path))
         sync(fd)

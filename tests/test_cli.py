@@ -251,8 +251,9 @@ def test_help(tmp_path):
 
 def read_terminal(main, seconds=120) -> bytes:
     "What arrives at a pseudo-terminal until its other side is closed"
-    seen, start = b'', time.time()
-    while time.time() - start < seconds:
+    seen = b''
+    deadline = time.time() + seconds
+    while time.time() < deadline:
         ready, _, _ = select.select([main], [], [], 1)
         if not ready: continue
         try: chunk = os.read(main, 65536)

@@ -63,7 +63,8 @@ def test_many_fits(tmp_path, capsys):
         AverageWeightsCallback(),
         TerminateOnNaNCallback(layers=True, gradients=True),
     ]
-    run, given = quiet_runner(cbs), list(cbs)
+    given = list(cbs)
+    run = quiet_runner(cbs)
 
     def fits(n):
         for i in range(n):
