@@ -38,6 +38,19 @@ def pytest_collect_file(file_path, parent):
         return NotebookFile.from_parent(parent, path=file_path)
 
 
+def pytest_collection_modifyitems(items):
+    """Put half of the notebooks first, and half in the middle, the largest first.
+
+    Two processes begin at these places. So the longest notebooks run side by side, and the short
+    tests fill what is left.
+    """
+    notebooks = [item for item in items if isinstance(item, Notebook)]
+    notebooks.sort(key=lambda item: item.path.stat().st_size, reverse=True)
+    others = [item for item in items if not isinstance(item, Notebook)]
+    half = len(others)//2
+    items[:] = notebooks[::2] + others[:half] + notebooks[1::2] + others[half:]
+
+
 class NotebookFile(pytest.File):
     def collect(self): yield Notebook.from_parent(self, name=self.path.stem)
 
