@@ -83,6 +83,7 @@ def detached(
     o, # A batch, nested in any way
 ): # The same structure
     "Cut each tensor in `o` off from its graph, so that the graph's memory can be freed."
+    if isinstance(o, Tensor): return o.detach()   # the usual case, twice in every batch
     return map_tensors(Tensor.detach, o)
 
 # %% ../nbs/00_data.ipynb #3c38bbd4
