@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import tiny_learner
 from torch import nn, optim
 
 from minifastai.data import DataBunch
@@ -329,3 +330,14 @@ def test_no_module_looks_at_the_test_set(folder):
     paths = list((root/folder).glob('*.py'))
     assert paths
     for path in paths: assert not uses_the_test_set(path.read_text(encoding='utf-8')), path
+
+
+def test_validation_leaves_the_weights_that_are_averaged_alone():
+    "Training goes on from the weights themselves, not from their average"
+    def trained(validate):
+        torch.manual_seed(0)
+        learn = tiny_learner()
+        if not validate: learn.data = DataBunch(learn.data.train_dl, None)
+        Runner(AverageWeightsCallback(0.5)).fit(3, learn)
+        return learn.model.weight
+    assert torch.equal(trained(validate=True), trained(validate=False))
