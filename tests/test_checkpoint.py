@@ -705,3 +705,14 @@ def test_what_cannot_be_resumed(tmp_path):
         assert message in out, out
         for name, content in kept.items():    # what there was stays
             assert (folder/name).read_bytes() == content
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'training.pt', 'callbacks.pt'])
+def test_one_changed_byte_is_noticed(tmp_path, name):
+    "The size is right, and only the hash can tell"
+    Runner(CheckpointCallback(tmp_path)).fit(1, tiny_learner())
+    checkpoint = find_checkpoint(tmp_path)
+    data = bytearray((checkpoint.path/name).read_bytes())
+    data[-1] ^= 1
+    (checkpoint.path/name).write_bytes(data)
+    with pytest.raises(ValueError, match='its hash is not that'): checkpoint.read(name)
