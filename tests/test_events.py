@@ -222,6 +222,13 @@ def test_learner_trains_on_after_any_exception(event):
         assert tracer.trace == ['begin_fit', *EPOCH, 'after_fit']
 
 
+CLEANUPS = dict(
+    begin_fit='after_fit',
+    begin_epoch='cleanup_epoch',
+    begin_validate='cleanup_validate',
+    begin_batch='cleanup_batch')
+
+
 def noting(cleanup, heard, name, order):
     "A callback that appends its name to `heard` at `cleanup`"
     return make_callback('C', **{cleanup: lambda self: heard.append(name)}, _order=order, name=name)
@@ -229,12 +236,7 @@ def noting(cleanup, heard, name, order):
 
 def test_cleanup_reaches_exactly_the_callbacks_that_were_told():
     "By place in order, whether or not they listen to the beginning; last one first"
-    for phase, cleanup in (
-        ('begin_fit', 'after_fit'),
-        ('begin_epoch', 'cleanup_epoch'),
-        ('begin_validate', 'cleanup_validate'),
-        ('begin_batch', 'cleanup_batch'),
-    ):
+    for phase, cleanup in CLEANUPS.items():
         heard = []
         cbs = [noting(cleanup, heard, 'last', 3),
                noting(cleanup, heard, 'first', 1),
@@ -454,12 +456,7 @@ def test_unknown_event():
 
 def test_who_fails_to_begin_is_not_cleaned_up():
     "An error at the beginning says that nothing was opened; a cancel is raised on purpose"
-    for phase, cleanup in (
-        ('begin_fit', 'after_fit'),
-        ('begin_epoch', 'cleanup_epoch'),
-        ('begin_validate', 'cleanup_validate'),
-        ('begin_batch', 'cleanup_batch'),
-    ):
+    for phase, cleanup in CLEANUPS.items():
         heard = []
         def fail(self): raise ZeroDivisionError
         handlers = {phase: fail, cleanup: lambda self: heard.append(cleanup)}
