@@ -21,8 +21,8 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'predict', 'random_affine',
            'shift_tfms', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Recipe',
            'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-           'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find',
-           'minifastai_train']
+           'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'load_run',
+           'minifastai_lr_find', 'minifastai_train', 'Prediction', 'TrainedRun']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -69,7 +69,8 @@ from .resnet import res_layer, ResBlock
 from .recipes import AverageWeightsCallback, Recipe, RECIPES
 from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
 from .terminate import first_not_finite, TerminateOnNaNCallback
-from .cli import keep_freed_memory, minifastai_lr_find, minifastai_train
+from .cli import (
+    keep_freed_memory, load_run, minifastai_lr_find, minifastai_train, Prediction, TrainedRun)
 
 _all_ = [
     'math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
@@ -101,5 +102,6 @@ _all_ = [
     'AverageWeightsCallback', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
     'first_not_finite', 'TerminateOnNaNCallback',
-    'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train',
+    'keep_freed_memory', 'load_run', 'minifastai_lr_find', 'minifastai_train', 'Prediction',
+    'TrainedRun',
 ]
