@@ -354,10 +354,6 @@ def _device_of_run(kept:dict) -> str|None:
     return name
 
 # %% ../nbs/90_cli.ipynb #04d8a1f3
-def _conditions() -> dict:
-    "What the last digits of a result depend on, beside the settings and the device."
-    return dict(torch=torch.__version__, threads=torch.get_num_threads())
-
 def _warn_of_changes(kept:dict, settings:dict):
     "Say which conditions are not those under which a run was begun."
     names = dict(torch='PyTorch {}', device='device {}', threads='threads: {}')
@@ -415,7 +411,8 @@ def _make_job(options:_Options, cbs:list) -> _Job:
         recipe=name, dataset=dataset, mean=mean.item(), std=std.item(), bs=recipe.bs,
         lr=recipe.lr, momentum=recipe.momentum, norm=options.norm, seed=options.seed,
         epochs=recipe.epochs, every=options.every or _ADDED_LATER['every'], classes=data.c,
-        channels=1, size=28, device=str(device), minifastai=__version__, **_conditions())
+        channels=1, size=28, device=str(device),
+        torch=torch.__version__, threads=torch.get_num_threads(), minifastai=__version__)
     return _Job(learn, run, recipe, settings)
 
 # %% ../nbs/90_cli.ipynb #a5e70c92
@@ -513,17 +510,19 @@ def _new_run(options:_Options) -> _Training:
     return _Training(job, folder)
 
 # %% ../nbs/90_cli.ipynb #72d94ac5
+def _n_epochs(n:int) -> str: return f"{n} epoch{'s'*(n != 1)}"
+
 def _check_epochs(given:int|None, kept:dict, last:Checkpoint, folder:Path):
     "Refuse a number of epochs that a run has passed already."
     epochs = kept['epochs'] if given is None else given
     passed = last.epoch > epochs or (last.epoch == epochs and last.batch > 0)
     shortened = last.epoch == epochs != kept['epochs']
     if not passed and not shortened: return
-    more = f", and {last.batch} batches of the next"*(last.batch > 0)
-    done = f"the run has done {last.epoch} epochs{more}"
+    more = f" and {last.batch} batches of the next"*(last.batch > 0)
+    done = f"the run has done {_n_epochs(last.epoch)}{more}"
     if given is not None:
-        raise ValueError(f"--epochs: {done}: ask for more than {last.epoch} epochs, not {given}")
-    raise ValueError(f"--resume: {folder/'settings.json'} says {epochs} epochs, but {done}: "
+        raise ValueError(f"--epochs: {done}: ask for more than {last.epoch}, not {given}")
+    raise ValueError(f"--resume: {folder/'settings.json'} says {_n_epochs(epochs)}, but {done}: "
                      f"ask for more than {last.epoch} by --epochs")
 
 # %% ../nbs/90_cli.ipynb #1c9f7be0
@@ -551,9 +550,9 @@ def _position(last:Checkpoint|None, n_batches:int, recipe:Recipe, before:int) ->
     if recipe.epochs == last.epoch: where = "whose results were not written yet"
     if recipe.epochs == before or recipe.warm_up is None: return where
     done = last.epoch + last.batch/n_batches
-    return (f"{where}. Its learning rates were planned for {before} epochs, and are now planned "
-            f"for {recipe.epochs}: the schedule goes on at {done/recipe.epochs:.0%} of its way, "
-            f"where it was at {done/before:.0%}")
+    return (f"{where}. Its learning rates were planned for {_n_epochs(before)}, and are now "
+            f"planned for {recipe.epochs}: the schedule goes on at {done/recipe.epochs:.0%} of "
+            f"its way, where it was at {done/before:.0%}")
 
 # %% ../nbs/90_cli.ipynb #d83c50e7
 def _check_images(kept:dict, settings:dict):
@@ -571,7 +570,7 @@ def _resumed_run(given:_Options, folder:Path) -> _Training|None:
     last = find_checkpoint(folder/'checkpoints')   # warns of a damaged one before it
     if last is not None: _check_epochs(given.epochs, kept, last, folder)
     if last is not None and _is_complete(folder, last, given.epochs or kept['epochs']):
-        print(f"{folder} is complete, with {last.epoch} epochs, and stays as it is "
+        print(f"{folder} is complete, with {_n_epochs(last.epoch)}, and stays as it is "
               "(--epochs with a larger number trains it longer)", flush=True)
         return None
     job = _make_job(options, _callbacks())
@@ -604,6 +603,8 @@ def _fit(training:_Training) -> int:
     return 0
 
 # %% ../nbs/90_cli.ipynb #a95c03e7
+_CONDITIONS = ('every', 'device', 'torch', 'threads')
+
 def _write_results(training:_Training):
     "Write a run's tables, figures and weights."
     from safetensors.torch import save
@@ -615,7 +616,8 @@ def _write_results(training:_Training):
         _write(folder/f'{name}.png', partial(fig.savefig, dpi=150))
     state = job.learn.model.state_dict()
     weights = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    about = job.settings | dict(epochs=len(epochs), batches=job.run.n_iter)
+    about = {k: v for k, v in job.settings.items() if k not in _CONDITIONS}
+    about |= dict(epochs=len(epochs), batches=job.run.n_iter)
     content = save(weights, metadata=dict(minifastai=json.dumps(about)))
     _write(folder/'model.safetensors', lambda part: part.write_bytes(content))
 
@@ -652,8 +654,8 @@ def _report(training:_Training, seconds:float, views_accuracy:float|None):
     "Print a run's accuracy, and what was written."
     history, folder = training.callback(Recorder).history, training.folder
     if history:
-        print(f"Validation accuracy {history[-1]['valid_accuracy']:.4f} after {len(history)} "
-              f"epoch{'s'*(len(history) != 1)}, {seconds:.0f} s")
+        print(f"Validation accuracy {history[-1]['valid_accuracy']:.4f} after "
+              f"{_n_epochs(len(history))}, {seconds:.0f} s")
     if views_accuracy is not None:
         n = len(training.job.recipe.tta_tfms)
         print(f"             and {views_accuracy:.4f} by {n} looks at each image")
