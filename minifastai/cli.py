@@ -10,7 +10,7 @@ __all__ = ['keep_freed_memory', 'minifastai_train', 'minifastai_lr_find', 'Predi
 import json, math, os, re, shlex, signal, sys, threading, time, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -819,9 +819,9 @@ class Prediction(NamedTuple):
 @dataclass(frozen=True)
 class TrainedRun:
     "What `minifastai-train` has trained, ready to predict; made by `load_run`."
-    model:nn.Module # The network, in evaluation mode; takes normalized images (N, 1, 28, 28)
-    recipe:Recipe   # The recipe by which it was made
     settings:dict   # What `settings.json` says: data set, mean, std, seed and so on
+    recipe:Recipe = field(repr=False)   # The recipe by which the network was made
+    model:nn.Module = field(repr=False) # In evaluation mode; takes normalized images (N, 1, 28, 28)
 
     def predict(self,
         images, # Raw images: uint8, or floats from 0 to 1; (N, 784), (N, 28, 28) or (N, 1, 28, 28)
@@ -866,4 +866,4 @@ def load_run(
         raise ValueError(f"{path} does not fit recipe {settings['recipe']} with norm "
                          f"{settings['norm']} of minifastai {__version__}, and was written by "
                          f"{by}") from e
-    return TrainedRun(model.eval().to(device), RECIPES[settings['recipe']], settings)
+    return TrainedRun(settings, RECIPES[settings['recipe']], model.eval().to(device))

@@ -374,6 +374,33 @@ def test_newer_results_stay(stopped):
     for name in FILES - {'checkpoints'}: assert after[stopped/name] == before[stopped/name]
 
 
+def assert_as_if_alone(folder, whole, *processes):
+    "Whatever becomes of several processes in one folder, the whole run's results are there"
+    for done in processes:
+        assert done.returncode in (0, 1), done.stderr
+        assert 'Traceback' not in done.stderr, done.stderr
+        last = done.stderr.splitlines()[-1:]
+        if done.returncode: assert last[0].startswith('minifastai-train: '), done.stderr
+    assert 0 in [done.returncode for done in processes]
+    for name in ('batches.csv', 'model.safetensors'):
+        assert (folder/name).read_bytes() == (whole/name).read_bytes()
+
+
+def test_two_processes_go_on_with_one_run(stopped, two_epochs):
+    both = [fork(TRAIN, '--resume', 'run', '--every', '1', cwd=stopped.parent) for _ in range(2)]
+    assert_as_if_alone(stopped, two_epochs[1], *map(finish, both))
+
+
+def test_a_run_goes_on_while_its_process_is_stopped(two_epochs, tmp_path):
+    "Ctrl-Z, `--resume` elsewhere, `fg`"
+    first = fork(TRAIN, *LESSON, '--epochs', '2', '--every', '1', '--out', 'run', cwd=tmp_path)
+    read_epochs(first, 1)
+    first.send_signal(signal.SIGSTOP)
+    second = resume(tmp_path/'run')
+    first.send_signal(signal.SIGCONT)
+    assert_as_if_alone(tmp_path/'run', two_epochs[1], finish(first), second)
+
+
 @pytest.mark.parametrize('kind', ['fifo', 'huge', 'folder', 'nested', 'bool', 'std', 'epochs'])
 def test_damaged_settings(stopped, kind):
     path = stopped/'settings.json'
