@@ -11,10 +11,12 @@ __all__ = ['listify', 'camel2snake', 'check_count', 'did_you_mean', 'describe', 
 # %% ../nbs/modules/00-utils.ipynb #243677bb
 import copy, difflib, operator, random, re, sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/00_data.ipynb #f4eff58d
 def listify(
@@ -66,13 +68,17 @@ def describe(
 # %% ../nbs/00_data.ipynb #4c3877b2
 def map_tensors(
     f:Callable, # Called with each tensor
-    o,          # A tensor, or tuples, named tuples, lists and dictionaries of tensors; or anything
+    o,          # A tensor, or tuples, lists, mappings and dataclasses of tensors; or anything
 ): # The same structure, with the results in place of the tensors
     "Apply `f` to each tensor in a batch, however the batch is nested."
     if isinstance(o, Tensor): return f(o)
-    if isinstance(o, dict):
-        new = copy.copy(o)   # a subclass stays what it is
+    if isinstance(o, Mapping):
+        new = copy.copy(o) if isinstance(o, MutableMapping) else dict(o)   # a subclass stays one
         for k, v in o.items(): new[k] = map_tensors(f, v)
+        return new
+    if is_dataclass(o) and not isinstance(o, type):
+        new = copy.copy(o)
+        for k in fields(o): object.__setattr__(new, k.name, map_tensors(f, getattr(o, k.name)))
         return new
     if not isinstance(o, (tuple, list)): return o
     parts = [map_tensors(f, v) for v in o]
@@ -100,13 +106,15 @@ def first_tensor(
 
 # %% ../nbs/00_data.ipynb #70d1d5dd
 def batch_size(
-    b, # Inputs or targets: a tensor, a list of anything, or tuples and dictionaries of such
+    b, # Inputs or targets: a tensor, a list of anything, or tuples and mappings of such
 ) -> int|None: # None if `b` doesn't say
     "Count the items of a batch."
     if isinstance(b, Tensor): return len(b) if b.ndim else 1
-    if isinstance(b, dict): return next((batch_size(v) for v in b.values()), None)
-    if not isinstance(b, (tuple, list)): return None
-    return batch_size(b[0]) if b and isinstance(b[0], (Tensor, tuple, list)) else len(b)
+    if isinstance(b, PackedSequence): return int(b.batch_sizes[0])
+    if isinstance(b, Mapping):
+        return next((n for n in map(batch_size, b.values()) if n is not None), None)
+    if not isinstance(b, (tuple, list)): return getattr(b, 'num_graphs', None)   # a batch of graphs
+    return batch_size(b[0]) if b and isinstance(b[0], (Tensor, Mapping, tuple, list)) else len(b)
 
 # %% ../nbs/00_data.ipynb #ce198f46
 def n_batches(
