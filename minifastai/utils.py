@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -73,7 +74,8 @@ def map_tensors(
     "Apply `f` to each tensor in a batch, however the batch is nested."
     if isinstance(o, Tensor): return f(o)
     if isinstance(o, Mapping):
-        new = copy.copy(o) if isinstance(o, MutableMapping) else dict(o)   # a subclass stays one
+        # a subclass stays what it is
+        new:Any = copy.copy(o) if isinstance(o, MutableMapping) else dict(o)
         for k, v in o.items(): new[k] = map_tensors(f, v)
         return new
     if is_dataclass(o) and not isinstance(o, type):
@@ -114,7 +116,7 @@ def batch_size(
     if isinstance(b, Mapping):
         return next((n for n in map(batch_size, b.values()) if n is not None), None)
     if not isinstance(b, (tuple, list)): return getattr(b, 'num_graphs', None)   # a batch of graphs
-    return batch_size(b[0]) if b and isinstance(b[0], (Tensor, Mapping, tuple, list)) else len(b)
+    return batch_size(b[0]) if b and isinstance(b[0], (Tensor, tuple, list)) else len(b)
 
 # %% ../nbs/00_data.ipynb #ce198f46
 def n_batches(
@@ -210,10 +212,11 @@ def device_of(
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #469cabaf
 @contextmanager
 def kept_modes(
-    model:nn.Module, # Any module
+    model, # Any module; of any other function there is no mode to keep
 ):
     "Put each submodule back into training or evaluation mode at the end of a `with` block."
-    modes = [(m, m.training) for m in model.modules()]
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    modes = [(m, m.training) for m in modules]
     try: yield
     finally:
         for m, mode in modes: m.training = mode
