@@ -538,7 +538,7 @@ def _about_weights(folder:Path) -> dict:
 
 def _is_complete(folder:Path, last:Checkpoint, epochs:int) -> bool:
     "Has a run done all its epochs, and written its results?"
-    if last.epoch != epochs or last.batch: return False
+    if not last.is_complete(epochs): return False
     written = all((folder/name).exists() for name in _RUN_FILES)
     return written and _about_weights(folder).get('epochs') == epochs
 
@@ -586,14 +586,16 @@ def _resumed_run(given:_Options, folder:Path) -> _Training|None:
     return _Training(job, folder, done)
 
 # %% ../nbs/90_cli.ipynb #e3a7f85c
+# warnings for users of Python; the command has lines of its own
+_SAID_ELSEWHERE = ('Stopped in ', 'The run had .* threads', 'This run of .* is complete',
+                   'run_folder is new')
+
 def _fit(training:_Training) -> int:
     "Train, and return the command's exit status: 0 if nothing went wrong."
     job = training.job
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'Stopped in ')   # is said at the end
-            # of runs of an older version, which had no such callback
-            warnings.filterwarnings('ignore', 'run_folder is new')
+            for said in _SAID_ELSEWHERE: warnings.filterwarnings('ignore', said)
             job.run.fit(job.recipe.epochs, job.learn)
     except KeyboardInterrupt: return 130   # as a shell reports a command that was interrupted
     except SystemExit as e: return e.code if isinstance(e.code, int) else 1   # or terminated
