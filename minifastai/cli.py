@@ -7,7 +7,7 @@ __all__ = ['keep_freed_memory', 'minifastai_train', 'minifastai_lr_find', 'Predi
            'TrainedRun', 'load_run']
 
 # %% ../nbs/90_cli.ipynb #27c73f59
-import json, math, os, re, shlex, signal, sys, threading, time, warnings
+import errno, json, math, os, re, shlex, signal, sys, threading, time, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
@@ -430,13 +430,15 @@ class _Output:
 
     def _try(self, f, *args):
         try: return f(*args)
-        except OSError: self._give_up()
+        except OSError as e: self._give_up(e)
 
-    def _give_up(self):
+    def _give_up(self, e:OSError):
         self.lost = True
         # what is still in the stream's buffer has to go somewhere, or Python complains at its end
         with suppress(OSError), open(os.devnull, 'w') as null:
             os.dup2(null.fileno(), self.stream.fileno())
+        if e.errno != errno.ENOSPC: return
+        print("Output cannot be written: no space left on the device", file=sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #71fa3c08
 def _announce(text:str):

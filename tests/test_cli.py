@@ -649,6 +649,15 @@ def test_nobody_reads_the_first_or_the_last_lines(tmp_path):
     assert names(tmp_path/'run') == FILES
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason="there is no device that is full")
+def test_output_to_a_full_disk(tmp_path):
+    with open('/dev/full', 'w') as full:
+        done = finish(start(TRAIN, *LESSON, '--out', 'run', cwd=tmp_path, stdout=full))
+    assert done.returncode == 141
+    assert done.stderr == 'Output cannot be written: no space left on the device\n'
+    assert not list(tmp_path.iterdir())
+
+
 def test_there_is_no_output(tmp_path):
     "Standard output and error are closed when the command begins"
     command = f'"{TRAIN}" {" ".join(LESSON)} --epochs 1 --out run >&- 2>&-'
