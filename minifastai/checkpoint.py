@@ -268,7 +268,7 @@ def _find_rngs(o, path:str, seen:dict, depth:int=8) -> Iterator[tuple[str, objec
 def _rngs(run) -> dict[str, object]:
     "Find the generators that somebody in a run holds, by path."
     roots = dict(train_dl=run.data.train_dl, valid_dl=run.data.valid_dl, loss_func=run.loss_func)
-    roots |= {cb.name: cb for cb in run.cbs}
+    roots |= {cb.name: cb for cb in run.cbs if not isinstance(cb, CheckpointCallback)}
     if isinstance(run.model, nn.Module):
         roots |= {f'model.{name}': m for name, m in run.model.named_modules()}
     seen = {id(o): o for o in (run, run.learn)}
@@ -846,7 +846,7 @@ def _resume(self:CheckpointCallback, checkpoint:Checkpoint):
 def _remaining(self:CheckpointCallback, checkpoint:Checkpoint, state:_RunState, dl) -> Iterator:
     "Get the training batches left in the checkpoint's epoch, and put the state back before them."
     # the order of the epoch comes from the random numbers with which it began
-    _set_all_rng_states(self.run, state.training['before'])
+    with _or_value_error(checkpoint.path): _set_all_rng_states(self.run, state.training['before'])
     batches, batch = iter(dl), None
     for i in range(checkpoint.batch):
         if i == checkpoint.batch - 1: rng = to_plain(_all_rng_states(self.run))
@@ -878,11 +878,11 @@ def _or_value_error(path:Path):
 def _restore(self:CheckpointCallback, checkpoint:Checkpoint, state:_RunState):
     "Put back each part of the state, or leave model and optimizer as they were."
     run = self.run
-    _check_rngs(checkpoint.path, run, state.training['random'])
     weights = map_tensors(lambda t: t.detach().cpu().clone(), plain_state(run.model))
     opt = map_tensors(Tensor.clone, run.opt.state_dict())
     try:
         with _or_value_error(checkpoint.path):
+            _check_rngs(checkpoint.path, run, state.training['random'])
             for restore in self._restorers(state).values(): restore()
     except ValueError:
         load_plain_state(run.model, weights)

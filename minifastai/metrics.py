@@ -86,13 +86,15 @@ class LossWeight:
         f:Callable, # A loss function, or a metric
     ):
         self.is_sum, self.divided_by = _is_sum(f), _denominator(f)
+        # PyTorch's losses also take probabilities as targets, and these count by items
+        self._of_any = hasattr(getattr(f, 'func', f), 'denominator')
 
     def __call__(self,
         xb, # Inputs
         yb, # Targets
     ): # A number, also as a tensor ()
         "Compute the weight of a batch."
-        labels = isinstance(yb, Tensor) and not yb.is_floating_point()
+        labels = self._of_any or (isinstance(yb, Tensor) and not yb.is_floating_point())
         if self.divided_by is not None and labels: return self.divided_by(yb)
         return batch_size(yb) or batch_size(xb) or 1
 
