@@ -1,8 +1,10 @@
-"Downloads from servers that misbehave, two at a time, and the search order."
+"Downloads from servers that misbehave, files that lie, and the search order."
 import gzip
 import hashlib
+import os
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +15,7 @@ import torch
 from helpers import heeds_permissions
 
 from minifastai import datasets
-from minifastai.datasets import find_mnist, get_data, get_test_data
+from minifastai.datasets import find_mnist, get_data, get_test_data, parse_idx
 
 IMAGES, LABELS = datasets._TRAIN_FILES
 TEST_IMAGES, TEST_LABELS = datasets._TEST_FILES
@@ -229,3 +231,59 @@ def test_an_unreadable_file(tiny_mnist, tmp_path):
     put(tiny_mnist, tmp_path)
     (tmp_path/f'{IMAGES}.gz').chmod(0)
     with pytest.raises(PermissionError): get_data('mnist', path=tmp_path)
+
+
+def test_dimensions_that_no_array_can_have():
+    header = bytes([0, 0, 8, 3]) + np.array([0, 2**32 - 1, 2**32 - 1], '>u4').tobytes()
+    with pytest.raises(ValueError, match='labels: no array can have the shape'):
+        parse_idx(header, source='labels')
+
+
+@pytest.mark.parametrize('name', [f'{LABELS}.gz', LABELS])
+def test_a_file_is_read_only_as_far_as_it_can_be_right(tiny_mnist, tmp_path, name):
+    "50 MB of zeros, which take 50 kB when they are compressed"
+    zeros = bytes(50_000_000)
+    (tmp_path/name).write_bytes(gzip.compress(zeros) if name.endswith('.gz') else zeros)
+    del zeros
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f'{name}: too long.*60,008 bytes'):
+            datasets._read_mnist(tmp_path/name)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally: tracemalloc.stop()
+
+
+def test_a_pipe_is_no_file_of_data(tiny_mnist, tmp_path):
+    "Reading it would never end"
+    folder = put({LABELS: tiny_mnist[LABELS]}, tmp_path)
+    os.mkfifo(folder/f'{IMAGES}.gz')
+    with pytest.raises(FileNotFoundError, match=f'but not {IMAGES}'):
+        get_data('mnist', path=folder)
+
+
+def left_by_a_download(folder, seconds):
+    "A temporary folder, in which something was last written so long ago"
+    tmp = folder/f'.download-{seconds}'
+    tmp.mkdir(parents=True)
+    (tmp/'part').write_bytes(b'half of it')
+    then = time.time() - seconds
+    for p in (tmp/'part', tmp): os.utime(p, (then, then))
+    return tmp
+
+
+def test_folders_of_killed_downloads_are_removed(mirrored):
+    "Those of downloads that may still run are not"
+    cache = datasets._cache_dir()
+    old = left_by_a_download(cache, 2*3600)
+    young = left_by_a_download(cache, 60)
+    long = left_by_a_download(cache, 3*3600)
+    (long/'part').write_bytes(b'one more byte')   # it began long ago, and goes on
+    find_mnist()
+    assert old.exists()   # who only looks changes nothing
+    datasets._get_mnist(datasets._TRAIN_FILES, None, True)
+    assert not old.exists()
+    assert young.exists() and long.exists()
+    old.mkdir()
+    os.utime(old, (0, 0))
+    datasets._get_mnist(datasets._TRAIN_FILES, None, True)   # nothing to download this time
+    assert not old.exists()
