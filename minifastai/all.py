@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
            'camel2snake', 'listify', 'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
-           'DataBunch', 'Dataset', 'get_dls', 'IndexBatches', 'normalize', 'normalize_to',
-           'show_images', 'Callback', 'CancelBatchException', 'CancelEpochException',
-           'CancelException', 'CancelTrainException', 'EVENTS', 'create_learner', 'get_model',
-           'Learner', 'Runner', 'TrainEvalCallback', 'accuracy', 'AvgStats', 'AvgStatsCallback',
-           'ProgressCallback', 'binomial_decode', 'binomial_loss', 'exact_match', 'combine_scheds',
-           'cos_1cycle_anneal', 'LRSchedulerCallback', 'ParamScheduler', 'sched_cos', 'sched_exp',
-           'sched_lin', 'sched_no', 'Recorder', 'write_csv', 'LR_Find', 'lr_find', 'LRFindResult',
+           'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
+           'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
+           'CancelTrainException', 'EVENTS', 'create_learner', 'get_model', 'Learner', 'Runner',
+           'TrainEvalCallback', 'accuracy', 'AvgStats', 'AvgStatsCallback', 'ProgressCallback',
+           'binomial_decode', 'binomial_loss', 'exact_match', 'combine_scheds', 'cos_1cycle_anneal',
+           'LRSchedulerCallback', 'ParamScheduler', 'sched_cos', 'sched_exp', 'sched_lin',
+           'sched_no', 'Recorder', 'write_csv', 'LR_Find', 'lr_find', 'LRFindResult',
            'CudaCallback', 'default_device', 'BatchTransformXCallback', 'conv2d', 'flatten',
            'get_cnn_layers', 'get_cnn_model', 'get_runner', 'Lambda', 'mnist_resize', 'view_tfm',
            'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn', 'children', 'Hook', 'Hooks',
@@ -38,7 +38,7 @@ from torch.nn import init
 from .utils import camel2snake, listify
 from .datasets import find_mnist, get_data, get_test_data, parse_idx
 from .data import (
-    DataBunch, Dataset, get_dls, IndexBatches, normalize, normalize_to, show_images)
+    DataBunch, Dataset, get_dls, normalize, normalize_to, show_images)
 from minifastai.callbacks import (
     Callback, CancelBatchException, CancelEpochException, CancelException, CancelTrainException,
     EVENTS)
@@ -75,7 +75,7 @@ _all_ = [
     'math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
     'camel2snake', 'listify',
     'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
-    'DataBunch', 'Dataset', 'get_dls', 'IndexBatches', 'normalize', 'normalize_to', 'show_images',
+    'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
     'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
     'CancelTrainException', 'EVENTS',
     'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback',
