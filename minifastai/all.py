@@ -7,22 +7,23 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'camel2snake', 'listify', 'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
            'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
            'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
-           'CancelTrainException', 'EVENTS', 'create_learner', 'get_model', 'Learner', 'Runner',
-           'TrainEvalCallback', 'accuracy', 'AvgStats', 'AvgStatsCallback', 'ProgressCallback',
-           'binomial_decode', 'binomial_loss', 'exact_match', 'combine_scheds', 'cos_1cycle_anneal',
-           'LRSchedulerCallback', 'ParamScheduler', 'sched_cos', 'sched_exp', 'sched_lin',
-           'sched_no', 'Recorder', 'write_csv', 'LR_Find', 'lr_find', 'LRFindResult',
-           'CudaCallback', 'default_device', 'BatchTransformXCallback', 'conv2d', 'flatten',
-           'get_cnn_layers', 'get_cnn_model', 'get_runner', 'Lambda', 'mnist_resize', 'view_tfm',
-           'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn', 'children', 'Hook', 'Hooks',
-           'ListContainer', 'summary', 'ActivationStats', 'append_stats', 'get_hist', 'get_min',
-           'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'BatchNorm', 'conv_layer',
-           'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms', 'RunningBatchNorm',
-           'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'predict', 'random_affine',
-           'shift_tfms', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Recipe',
-           'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-           'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find',
-           'minifastai_train']
+           'CancelTrainException', 'EVENTS', 'SEAMS', 'call_model', 'predict', 'split_batch',
+           'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback', 'accuracy',
+           'AvgStats', 'AvgStatsCallback', 'metric_mode', 'ProgressCallback', 'AccumulateCallback',
+           'ClipGradientsCallback', 'binomial_decode', 'binomial_loss', 'exact_match',
+           'combine_scheds', 'cos_1cycle_anneal', 'LRSchedulerCallback', 'ParamScheduler',
+           'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'Recorder', 'write_csv', 'LR_Find',
+           'lr_find', 'LRFindResult', 'CudaCallback', 'default_device', 'BatchTransformXCallback',
+           'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model', 'get_runner', 'Lambda',
+           'mnist_resize', 'view_tfm', 'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn',
+           'children', 'Hook', 'Hooks', 'ListContainer', 'summary', 'ActivationStats',
+           'append_stats', 'get_hist', 'get_min', 'plot_activations', 'plot_dead', 'plot_hists',
+           'plot_stats', 'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm',
+           'LayerNorm', 'plot_norms', 'RunningBatchNorm', 'affine', 'affine_tfms',
+           'AugmentCallback', 'identity', 'random_affine', 'shift_tfms', 'TTA', 'res_layer',
+           'ResBlock', 'AverageWeightsCallback', 'Recipe', 'RECIPES', 'Checkpoint',
+           'CheckpointCallback', 'CheckpointError', 'find_checkpoint', 'first_not_finite',
+           'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -41,10 +42,12 @@ from .data import (
     DataBunch, Dataset, get_dls, normalize, normalize_to, show_images)
 from minifastai.callbacks import (
     Callback, CancelBatchException, CancelEpochException, CancelException, CancelTrainException,
-    EVENTS)
+    EVENTS, SEAMS)
+from .batches import call_model, predict, split_batch
 from .learner import create_learner, get_model, Learner, Runner, TrainEvalCallback
-from .metrics import accuracy, AvgStats, AvgStatsCallback
+from .metrics import accuracy, AvgStats, AvgStatsCallback, metric_mode
 from .progress import ProgressCallback
+from .gradients import AccumulateCallback, ClipGradientsCallback
 from .losses import binomial_decode, binomial_loss, exact_match
 from minifastai.schedules import (
     combine_scheds, cos_1cycle_anneal, LRSchedulerCallback, ParamScheduler, sched_cos, sched_exp,
@@ -64,7 +67,7 @@ from .norms import (
     BatchNorm, conv_layer, get_norm, GroupNorm, InstanceNorm, LayerNorm, plot_norms,
     RunningBatchNorm)
 from .augment import (
-    affine, affine_tfms, AugmentCallback, identity, predict, random_affine, shift_tfms, TTA)
+    affine, affine_tfms, AugmentCallback, identity, random_affine, shift_tfms, TTA)
 from .resnet import res_layer, ResBlock
 from .recipes import AverageWeightsCallback, Recipe, RECIPES
 from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
@@ -77,10 +80,12 @@ _all_ = [
     'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
     'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
     'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
-    'CancelTrainException', 'EVENTS',
+    'CancelTrainException', 'EVENTS', 'SEAMS',
+    'call_model', 'predict', 'split_batch',
     'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback',
-    'accuracy', 'AvgStats', 'AvgStatsCallback',
+    'accuracy', 'AvgStats', 'AvgStatsCallback', 'metric_mode',
     'ProgressCallback',
+    'AccumulateCallback', 'ClipGradientsCallback',
     'binomial_decode', 'binomial_loss', 'exact_match',
     'combine_scheds', 'cos_1cycle_anneal', 'LRSchedulerCallback', 'ParamScheduler', 'sched_cos',
     'sched_exp', 'sched_lin', 'sched_no',
@@ -95,8 +100,8 @@ _all_ = [
     'plot_hists', 'plot_stats',
     'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms',
     'RunningBatchNorm',
-    'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'predict', 'random_affine',
-    'shift_tfms', 'TTA',
+    'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms',
+    'TTA',
     'res_layer', 'ResBlock',
     'AverageWeightsCallback', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',

@@ -11,10 +11,13 @@ __all__ = ['listify', 'camel2snake', 'check_count', 'did_you_mean', 'describe', 
 # %% ../nbs/modules/00-utils.ipynb #243677bb
 import copy, difflib, operator, random, re, sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/00_data.ipynb #f4eff58d
 def listify(
@@ -67,13 +70,18 @@ def describe(
 # %% ../nbs/00_data.ipynb #4c3877b2
 def map_tensors(
     f:Callable, # Called with each tensor
-    o,          # A tensor, or tuples, named tuples, lists and dictionaries of tensors; or anything
+    o,          # A tensor, or tuples, lists, mappings and dataclasses of tensors; or anything
 ): # The same structure, with the results in place of the tensors
     "Apply `f` to each tensor in a batch, however the batch is nested."
     if isinstance(o, Tensor): return f(o)
-    if isinstance(o, dict):
-        new = copy.copy(o)   # a subclass stays what it is
+    if isinstance(o, Mapping):
+        # a subclass stays what it is
+        new:Any = copy.copy(o) if isinstance(o, MutableMapping) else dict(o)
         for k, v in o.items(): new[k] = map_tensors(f, v)
+        return new
+    if is_dataclass(o) and not isinstance(o, type):
+        new = copy.copy(o)
+        for k in fields(o): object.__setattr__(new, k.name, map_tensors(f, getattr(o, k.name)))
         return new
     if not isinstance(o, (tuple, list)): return o
     parts = [map_tensors(f, v) for v in o]
@@ -101,12 +109,14 @@ def first_tensor(
 
 # %% ../nbs/00_data.ipynb #70d1d5dd
 def batch_size(
-    b, # Inputs or targets: a tensor, a list of anything, or tuples and dictionaries of such
+    b, # Inputs or targets: a tensor, a list of anything, or tuples and mappings of such
 ) -> int|None: # None if `b` doesn't say
     "Count the items of a batch."
     if isinstance(b, Tensor): return len(b) if b.ndim else 1
-    if isinstance(b, dict): return next((batch_size(v) for v in b.values()), None)
-    if not isinstance(b, (tuple, list)): return None
+    if isinstance(b, PackedSequence): return int(b.batch_sizes[0])
+    if isinstance(b, Mapping):
+        return next((n for n in map(batch_size, b.values()) if n is not None), None)
+    if not isinstance(b, (tuple, list)): return getattr(b, 'num_graphs', None)   # a batch of graphs
     return batch_size(b[0]) if b and isinstance(b[0], (Tensor, tuple, list)) else len(b)
 
 # %% ../nbs/00_data.ipynb #ce198f46
@@ -203,10 +213,11 @@ def device_of(
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #469cabaf
 @contextmanager
 def kept_modes(
-    model:nn.Module, # Any module
+    model, # Any module; of any other function there is no mode to keep
 ):
     "Put each submodule back into training or evaluation mode at the end of a `with` block."
-    modes = [(m, m.training) for m in model.modules()]
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    modes = [(m, m.training) for m in modules]
     try: yield
     finally:
         for m, mode in modes: m.training = mode
