@@ -136,7 +136,7 @@ def _take(ds, indices:list) -> Sequence:
     "Take the items of a batch, by one indexing operation for each tensor where that is possible."
     try:
         if _tensors(ds):
-            idx = torch.from_numpy(np.array(indices))   # four times as fast as torch.tensor
+            idx = torch.from_numpy(np.asarray(indices))   # four times as fast as torch.tensor
             return _Rows(*(t[idx] for t in _tensors(ds)))
     except (TypeError, RuntimeError): pass   # lists, or sparse tensors: one index at a time
     return [ds[i] for i in indices]

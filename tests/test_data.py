@@ -325,6 +325,7 @@ DATA_SETS = {
     'arrays': lambda: Dataset(X.numpy(), Y.numpy()),
     'lists': lambda: Dataset(list(X), list(Y)),
     'part': lambda: Subset(Dataset(X, Y), range(20)),
+    'part by a tensor': lambda: Subset(Dataset(X, Y), torch.arange(20)),
     'part of tensors': lambda: Subset(TensorDataset(X, Y), range(20)),
     'part of part': lambda: Subset(Subset(Dataset(X, Y), range(20)), range(20)),
     'sum': lambda: ConcatDataset([Dataset(X[:5], Y[:5]), TensorDataset(X[5:], Y[5:])]),
