@@ -142,7 +142,7 @@ def cancel_rank(
     if e is None: return 0
     return e.rank if isinstance(e, CancelException) else 4
 
-# %% ../nbs/04c_loop.ipynb #1e1da485
+# %% ../nbs/04c_loop.ipynb #ec2596b7
 SEAMS = MappingProxyType(dict(
     get_pred  = "compute `pred` from `xb`",
     get_loss  = "compute `loss` from `pred` and `yb`",

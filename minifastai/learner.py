@@ -222,7 +222,7 @@ def create_learner(
     return Learner(model, opt, loss_func, data)
 
 # %% ../nbs/04c_loop.ipynb #af7b2cef
-_in_eval:WeakSet = WeakSet()   # modules that somebody froze, also after the fit that saw it
+_in_eval:WeakSet = WeakSet()   # remembered, since a fit leaves the whole model in evaluation mode
 
 def frozen_modules(
     model, # A module; or any other function

@@ -108,9 +108,11 @@ def _named(metrics) -> list[tuple[str, Any]]:
     "List metrics with their names, and refuse what is none."
     if isinstance(metrics, (Mapping, nn.ModuleDict)):   # a MetricCollection is a ModuleDict
         pairs = list(metrics.items())
-    elif isinstance(metrics, (list, tuple)): return [pair for m in metrics for pair in _named(m)]
     elif callable(metrics): pairs = [(_metric_name(metrics), metrics)]
-    else: pairs = [(_metric_name(m), m) for m in listify(metrics)]
+    else:
+        several = (Mapping, nn.ModuleDict, list, tuple)
+        pairs = [pair for m in listify(metrics)
+                 for pair in (_named(m) if isinstance(m, several) else [(_metric_name(m), m)])]
     for _, m in pairs:
         if not callable(m) and not _is_stateful(m):
             raise TypeError("A metric has to be a function of (pred, yb), or an object with "
