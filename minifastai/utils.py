@@ -21,11 +21,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/00_data.ipynb #f4eff58d
 def listify(
-    o, # None, one thing, or an iterable of things; a string is one thing
+    o, # None, one thing, or an iterable of things; a string, a dictionary and a number are one
 ) -> list: # A new list
     "Make a list of `o`."
     if o is None: return []
-    return list(o) if isinstance(o, Iterable) and not isinstance(o, (str, bytes)) else [o]
+    is_one = isinstance(o, (str, bytes, dict)) or not isinstance(o, Iterable)
+    return [o] if is_one or getattr(o, 'ndim', 1) == 0 else list(o)
 
 # %% ../nbs/00_data.ipynb #2a6db4f6
 def camel2snake(
