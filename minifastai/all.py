@@ -14,15 +14,15 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'sched_lin', 'sched_no', 'Recorder', 'write_csv', 'LR_Find', 'lr_find', 'LRFindResult',
            'CudaCallback', 'default_device', 'BatchTransformXCallback', 'conv2d', 'flatten',
            'get_cnn_layers', 'get_cnn_model', 'get_runner', 'Lambda', 'mnist_resize', 'view_tfm',
-           'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn', 'children', 'Hook', 'Hooks',
-           'ListContainer', 'summary', 'ActivationStats', 'append_stats', 'get_hist', 'get_min',
-           'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'BatchNorm', 'conv_layer',
-           'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms', 'RunningBatchNorm',
-           'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'predict', 'random_affine',
-           'shift_tfms', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Recipe',
-           'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-           'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find',
-           'minifastai_train']
+           'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn', 'init_cnn_', 'children', 'Hook',
+           'Hooks', 'ListContainer', 'summary', 'ActivationStats', 'append_stats', 'get_hist',
+           'get_min', 'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'BatchNorm',
+           'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms',
+           'RunningBatchNorm', 'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'predict',
+           'random_affine', 'shift_tfms', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback',
+           'Recipe', 'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError',
+           'find_checkpoint', 'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory',
+           'minifastai_lr_find', 'minifastai_train']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -55,7 +55,7 @@ from .device import CudaCallback, default_device
 from .cnn import (
     BatchTransformXCallback, conv2d, flatten, get_cnn_layers, get_cnn_model, get_runner, Lambda,
     mnist_resize, view_tfm)
-from .init import act_gain, GeneralRelu, get_learn_run, init_cnn
+from .init import act_gain, GeneralRelu, get_learn_run, init_cnn, init_cnn_
 from .hooks import children, Hook, Hooks, ListContainer, summary
 from minifastai.activations import (
     ActivationStats, append_stats, get_hist, get_min, plot_activations, plot_dead, plot_hists,
@@ -89,7 +89,7 @@ _all_ = [
     'CudaCallback', 'default_device',
     'BatchTransformXCallback', 'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model', 'get_runner',
     'Lambda', 'mnist_resize', 'view_tfm',
-    'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn',
+    'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn', 'init_cnn_',
     'children', 'Hook', 'Hooks', 'ListContainer', 'summary',
     'ActivationStats', 'append_stats', 'get_hist', 'get_min', 'plot_activations', 'plot_dead',
     'plot_hists', 'plot_stats',

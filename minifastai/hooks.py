@@ -28,7 +28,8 @@ class Hook:
 
     After each forward computation of `m` it calls `f`, which keeps what it wants to keep as
     attributes of the hook."""
-    stats:Any   # these three are what `append_stats` keeps
+    stats:Any   # these four are what `append_stats` keeps
+    hists:Any
     scales:Any
     dead:Any
     def __init__(self,

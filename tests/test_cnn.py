@@ -16,7 +16,7 @@ from minifastai.device import CudaCallback, default_device
 from minifastai.cnn import (
     BatchTransformXCallback, conv2d, flatten, get_cnn_layers, get_cnn_model, get_runner, Lambda,
     mnist_resize, view_tfm)
-from minifastai.init import act_gain, GeneralRelu, get_learn_run, init_cnn
+from minifastai.init import act_gain, GeneralRelu, get_learn_run, init_cnn, init_cnn_
 from minifastai.norms import conv_layer
 
 LESSON = LESSON_DATA + '''
@@ -45,14 +45,36 @@ for l in model:
         l[0].bias.data.zero_()
 with Hooks(model, append_stats) as hooks:
     run.fit(2, learn)
+    fig,(ax0,ax1) = plt.subplots(1,2, figsize=(10,4))
     for h in hooks:
-        ms,ss,hist = h.stats
-        plt.plot(ms[:10])
+        ms,ss = h.stats
+        ax0.plot(ms[:10])
+        ax1.plot(ss[:10])
 for h in hooks[:4]:
     plt.imshow(get_hist(h), origin='lower')
     plt.plot(get_min(h))
+ours = hooks
+def append_stats(hook, mod, inp, outp):
+    if not hasattr(hook,'stats'): hook.stats = ([],[],[])
+    means,stds,hists = hook.stats
+    if mod.training:
+        means.append(outp.data.mean().cpu())
+        stds .append(outp.data.std().cpu())
+        hists.append(outp.data.cpu().histc(40,-7,7))
+with Hooks(model, append_stats) as hooks:
+    run.fit(1, learn)
+    for h in hooks:
+        ms,ss,hi = h.stats
+        ax0.plot(ms[:10])
+def get_hist(h): return torch.stack(h.stats[2]).t().float().log1p()
+for h in hooks[:4]: plt.imshow(get_hist(h), origin='lower')
+def get_min(h):
+    h1 = torch.stack(h.stats[2]).t().float()
+    return h1[19:22].sum(0)/h1.sum(0)
+for h in hooks[:4]: plt.plot(get_min(h))
 model = get_cnn_model(data, nfs, conv_layer, leak=0.1, sub=0.4, maxv=6.)
-init_cnn(model)
+init_cnn_(model, init.kaiming_normal_)
+init_cnn(model, uniform=True)
 learn,run = get_runner(model, data, lr=0.9, cbs=cbfs)
 with Hooks(model, append_stats) as hooks:
     run.fit(1, learn)
@@ -72,7 +94,8 @@ def test_the_lessons_lines():
     names = {}
     exec(LESSON, names)
     assert names['run'].recorder.lrs[-1][0] == pytest.approx(0.2)
-    assert len(names['hooks'][0].stats[0]) == 3
+    assert [len(kept) for kept in names['ours'][0].stats] == [6, 6]   # batches of two epochs
+    assert [len(kept) for kept in names['hooks'][0].stats] == [3, 3, 3]
 
 
 def images(c=1, size=28, n=8, classes=10):
@@ -169,6 +192,21 @@ def test_init_keeps_the_signals_size_through_any_depth(act, uniform):
     model(torch.randn(16, 16, 8, 8))
     assert len(mean_squares) == len(convs)
     assert all(0.5 < v < 2 for v in mean_squares), mean_squares
+
+
+def test_the_lessons_init_reaches_every_convolution():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.Sequential(nn.Conv1d(2, 2, 3, bias=False), nn.ModuleList([nn.Conv3d(2, 2, 1)])),
+        nn.Linear(3, 3),
+    )
+    linear = model[2].weight.clone()
+    init_cnn_(model, lambda weight, a: nn.init.constant_(weight, a))
+    convs = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    assert len(convs) == 3
+    assert all((conv.weight == 0.1).all() for conv in convs)
+    assert not model[0].bias.any()
+    assert torch.equal(model[2].weight, linear)
 
 
 def test_init_touches_convolutions_only():

@@ -111,13 +111,13 @@ def test_statistics_of_a_residual_network_are_those_of_its_training_batches():
     assert [h.name.split()[0] for h in stats.hooks] == names
     for h, outs in zip(stats.hooks, kept.values()):
         assert len(outs) == len(h.dead) == 8
-        means, stds, hists = h.stats
+        means, stds = h.stats
         for i, out in enumerate(outs):
             assert torch.allclose(means[i], out.mean(), atol=1e-6)
             assert torch.allclose(stds[i], out.std(), rtol=1e-5)
             assert torch.allclose(h.dead[i], (out.abs() <= 1e-3).float().mean(), atol=1e-6)
-            assert torch.equal(hists[i][1:-1], out.flatten().histc(68, -7, 10))
-            assert hists[i].sum() == out.numel()
+            assert torch.equal(h.hists[i][1:-1], out.flatten().histc(68, -7, 10))
+            assert h.hists[i].sum() == out.numel()
         assert get_min(h).shape == (8,)
         assert get_hist(h).shape == (70, 8)
 
@@ -160,10 +160,10 @@ def test_validation_batches_are_left_out():
 def test_types_and_shapes(dtype, shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     h = recorded(x, nn.ReLU())
-    means, stds, hists = h.stats
+    means, stds = h.stats
     assert torch.allclose(means[0], x.float().mean(), atol=1e-4)
     if x.numel() > 1: assert torch.allclose(stds[0], x.float().std(), rtol=1e-3)
-    assert abs(hists[0].sum().item()*h.scales[0]/x.numel() - 1) < 1e-4
+    assert abs(h.hists[0].sum().item()*h.scales[0]/x.numel() - 1) < 1e-4
     assert torch.allclose(h.dead[0], (x.float().abs() <= 1e-3).float().mean())
 
 
@@ -173,7 +173,7 @@ def test_a_histogram_from_a_sample_is_that_of_the_whole():
     channels, columns = torch.arange(8.)[:, None, None], torch.arange(14.)
     x = torch.randn(512, 8, 14, 14) + channels - 4 + columns/10
     h = recorded(x)
-    sample = h.stats[2][0]*h.scales[0]/x.numel()
+    sample = h.hists[0]*h.scales[0]/x.numel()
     whole = x.flatten().histc(68, -7, 10)/x.numel()
     assert (sample[1:-1] - whole).abs().max() < 0.01
     assert (sample[-1] - (x > 10).float().mean()).abs() < 0.005
@@ -195,7 +195,7 @@ def test_options_and_plateaus():
     x = torch.tensor([-1., -0.99, 0., 5.])
     h = recorded(x, Leaky(), bins=4, lo=0., hi=4., plateau=5., tol=0.)
     assert h.dead[0] == 0.25
-    assert h.stats[2][0].tolist() == [2, 1, 0, 0, 0, 1]
+    assert h.hists[0].tolist() == [2, 1, 0, 0, 0, 1]
 
 
 # Nothing is changed, nothing is left behind

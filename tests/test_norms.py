@@ -27,7 +27,12 @@ nfs = [8,16,32,64,64]
 learn,run = get_learn_run(nfs, data, 0.9, conv_layer, cbs=cbfs)
 with Hooks(learn.model, append_stats) as hooks:
     run.fit(1, learn)
-    for h in hooks[:-1]: plt.plot(h.stats[0][:10])
+    for h in hooks[:-1]:
+        ms,ss = h.stats
+        plt.plot(ms[:10])
+        plt.plot(ss[:10])
+init_cnn(learn.model, uniform=True)
+init_cnn_(learn.model, nn.init.kaiming_normal_)
 learn,run = get_learn_run(nfs, data, 1.0, conv_layer, cbs=cbfs)
 run.fit(1, learn)
 learn,run = get_learn_run(nfs, data, 1.0, conv_layer, cbs=cbfs, bn=False)
