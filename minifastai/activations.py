@@ -7,7 +7,7 @@ __all__ = ['append_stats', 'get_hist', 'get_min', 'plot_stats', 'plot_hists', 'p
            'plot_activations', 'ActivationStats']
 
 # %% ../nbs/modules/06-activations.ipynb #4f42789f
-import fnmatch, math
+import fnmatch, math, warnings
 import torch
 from torch import Tensor, nn
 from .callbacks import Callback
@@ -287,6 +287,7 @@ def _listed_modules(named, layers) -> dict[str, nn.Module]:
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #a5d67f00
 def _find_modules(model, layers) -> dict[str, nn.Module]:
     "The modules of `model` that `layers` chooses, by name."
+    model = getattr(model, '_orig_mod', model)   # what torch.compile wraps
     if layers is None: return _default_modules(model)
     named = dict(model.named_modules())
     if isinstance(layers, str):
@@ -308,7 +309,7 @@ class ActivationStats(Callback):
 
     `layers` may be a class or several, a pattern of names such as `'*.relu'`, a function of name
     and module, or a list of modules. The hooks are gone after the fit. If a layer is called
-    several times in a batch, the first call counts."""
+    several times in a batch, the first call counts. A compiled model runs as it was written."""
     def __init__(self,
         layers=None, # Which layers, see above; by default the model's children
         *,
@@ -326,7 +327,18 @@ class ActivationStats(Callback):
         self.kwargs = kwargs
         self.hooks = []
 
-    def begin_fit(self): self.hooks = Hooks(_find_modules(self.model, self.layers), self._keep)
+    def begin_fit(self):
+        self.hooks = Hooks(_find_modules(self.model, self.layers), self._keep)
+        self._looked = False
+
+    def after_pred(self):
+        if self._looked or not self.in_train or self.n_iter % self.every: return
+        self._looked = True
+        if any(hasattr(h, 'steps') for h in self.hooks): return
+        names = ', '.join(h.name for h in self.hooks)
+        warnings.warn("ActivationStats has nothing from the first batch: none of its layers was "
+                      "called with a tensor as the result. A scripted or traced model calls no "
+                      f"hooks on its layers: train the model that it was made of. Hooked: {names}")
 
     def _keep(self, hook, mod, inp, outp):
         step = self.n_iter

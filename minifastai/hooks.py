@@ -6,7 +6,7 @@
 __all__ = ['Hook', 'children', 'ListContainer', 'Hooks', 'summary']
 
 # %% ../nbs/modules/06-hooks.ipynb #1c6e4e7c
-import operator
+import operator, sys, weakref
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -18,6 +18,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from .utils import (
     device_of, first_tensor, kept_modes, listify, map_tensors, n_params)
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #707c5675
+class _RunEagerly:
+    "Has compiled models run as they were written, as long as there is a hook on any module."
+    def __init__(self):
+        self.hooks:dict[int, weakref.ref] = {}
+        self.stance:Any = None
+
+    def begin(self, hook):
+        self.hooks[id(hook)] = weakref.ref(hook, partial(self._end, id(hook)))
+        if self.stance is None: self.stance = torch.compiler.set_stance('force_eager')
+
+    def end(self, hook): self._end(id(hook))
+
+    def _end(self, key, ref=None):
+        self.hooks.pop(key, None)
+        if self.hooks or self.stance is None or sys.is_finalizing(): return
+        stance, self.stance = self.stance, None
+        stance.__exit__(None, None, None)   # what the user had chosen
+
+_eagerly = _RunEagerly()
+
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #8e53ff2d
 def _call(f, hook, mod, inp, outp):
     "Call `f`, and drop its result, which PyTorch would take for the module's output."
@@ -27,7 +48,8 @@ class Hook:
     """A forward hook with a place to keep results.
 
     After each forward computation of `m` it calls `f`, which keeps what it wants to keep as
-    attributes of the hook."""
+    attributes of the hook. As long as any hook is on, compiled models run as they were written,
+    because a compiled model doesn't call hooks that were put on later."""
     stats:Any   # these four are what `append_stats` keeps
     hists:Any
     scales:Any
@@ -45,12 +67,14 @@ class Hook:
                             f"not {type(f).__name__}")
         self.name = name or type(m).__name__
         self.hook = m.register_forward_hook(partial(_call, f, self))
+        _eagerly.begin(self)
 
     def remove(self):
         """Take the hook off its module; the results stay here.
 
         Doing it a second time changes nothing."""
         self.hook.remove()
+        _eagerly.end(self)
         self.scratch = None
 
     def __enter__(self): return self

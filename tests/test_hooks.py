@@ -265,6 +265,87 @@ def test_nothing_waits_for_the_device(monkeypatch):
     assert len(hooks[1].dead) == 1
 
 
+# Compiled models
+
+def compiled_model(how):
+    "A small model that is compiled as `how` says, by the quickest of backends"
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 3)))
+    if how == 'a layer': model[2] = torch.compile(model[2], backend='eager')
+    if how == 'in place': model.compile(backend='eager')
+    return torch.compile(model, backend='eager') if how == 'the model' else model
+
+
+COMPILED = pytest.mark.parametrize('how', ['the model', 'in place', 'a layer'])
+
+
+@COMPILED
+def test_a_model_that_was_compiled_before_is_watched(how):
+    model = compiled_model(how)
+    learn = tiny_learner(model=model)
+    Runner().fit(1, learn)
+    stats = ActivationStats(nn.Linear)
+    Runner(stats).fit(1, learn)
+    assert [h.name for h in stats.hooks] == [
+        '0 Linear', '2._orig_mod.0 Linear' if how == 'a layer' else '2.0 Linear']
+    assert [len(h.dead) for h in stats.hooks] == [3, 3]
+
+    seen = []
+    with Hooks(model.modules(), lambda hook, *args: seen.append(hook)) as hooks:
+        Runner().fit(1, learn)
+    inner = [h for h in hooks if 'Optimized' not in h.name]
+    assert all(seen.count(h) == 5 for h in inner)   # three batches, and two of validation
+    n = len(seen)
+    Runner().fit(1, learn)
+    assert len(seen) == n
+
+
+@COMPILED
+def test_the_statistics_are_those_of_the_model_as_it_was_written(how):
+    def means(how):
+        torch.manual_seed(0)
+        stats = ActivationStats()
+        Runner(stats).fit(2, tiny_learner(model=compiled_model(how)))
+        return torch.stack([torch.stack(h.stats[0]) for h in stats.hooks])
+    assert torch.equal(means(how), means('not at all'))
+
+
+def runs_compiled():
+    "Is what `torch.compile` returns run compiled now?"
+    frames = []
+    def backend(graph, inputs):
+        frames.append(graph)
+        return graph
+    torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(1))
+    return bool(frames)
+
+
+def test_compiled_models_run_compiled_again_without_hooks():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    assert runs_compiled()
+    with pytest.raises(ValueError), Hooks(model, append_stats):
+        assert not runs_compiled()
+        raise ValueError
+    assert runs_compiled()
+    with torch.compiler.set_stance('force_eager'):
+        with Hook(model[0], append_stats), Hook(model[1], append_stats): pass
+        assert not runs_compiled()   # as the user had it
+
+    Hooks(model, append_stats)   # forgotten, until nobody has the model any more
+    assert not runs_compiled()
+    del model
+    gc.collect()
+    assert runs_compiled()
+
+
+def test_a_model_that_calls_no_hooks_is_noticed():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    traced = torch.jit.trace(model, torch.zeros(5, 4))
+    stats = ActivationStats()
+    with pytest.warns(UserWarning, match='scripted or traced .*Hooked: 0 .*, 1 '):
+        Runner(stats).fit(1, tiny_learner(model=traced))
+
+
 def test_copying_a_hooked_model():
     model = nn.Sequential(nn.Linear(3, 3))
     with Hooks(model, append_stats):
