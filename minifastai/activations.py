@@ -338,7 +338,8 @@ class ActivationStats(Callback):
         names = ', '.join(h.name for h in self.hooks)
         warnings.warn("ActivationStats has nothing from the first batch: none of its layers was "
                       "called with a tensor as the result. A scripted or traced model calls no "
-                      f"hooks on its layers: train the model that it was made of. Hooked: {names}")
+                      f"hooks on its layers: train the model that it was made of. Hooked: {names}",
+                      stacklevel=2)
 
     def _keep(self, hook, mod, inp, outp):
         step = self.n_iter
