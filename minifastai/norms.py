@@ -174,7 +174,7 @@ class GroupNorm(_Affine):
 
     def forward(self, x):
         _check_channels(self, x)
-        groups = x.reshape(len(x), self.num_groups, -1)
+        groups = x.reshape(x.shape[0], self.num_groups, -1)
         return self._affine(_standardize(groups, (2,), self.eps).reshape(x.shape))
 
     def extra_repr(self): return f'{self.num_groups}, {super().extra_repr()}'

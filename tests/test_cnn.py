@@ -2,11 +2,12 @@
 import copy
 import math
 import pickle
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import LESSON_DATA
+from helpers import exported_is_the_same, LESSON_DATA
 from torch import nn, optim
 
 from minifastai.data import DataBunch, Dataset, get_dls
@@ -17,7 +18,8 @@ from minifastai.cnn import (
     BatchTransformXCallback, conv2d, flatten, get_cnn_layers, get_cnn_model, get_runner, Lambda,
     mnist_resize, view_tfm)
 from minifastai.init import act_gain, GeneralRelu, get_learn_run, init_cnn, init_cnn_
-from minifastai.norms import conv_layer
+from minifastai.hooks import children
+from minifastai.norms import BatchNorm, conv_layer, GroupNorm, InstanceNorm, LayerNorm
 
 LESSON = LESSON_DATA + '''
 cbfs = [Recorder, partial(AvgStatsCallback, accuracy)]
@@ -146,6 +148,46 @@ def test_what_no_network_can_be_made_of():
     for classes in (None, 0, 2.5):
         data = DataBunch([batch], c=classes)
         with pytest.raises(ValueError, match='number of classes'): get_cnn_layers(data, [4])
+
+
+def test_a_model_shows_what_it_takes():
+    model = get_cnn_model(images(3), [4, 6])
+    assert repr(model).startswith('ImageSequential(\n  n_in=3\n  (0): Sequential(')
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert list(model.state_dict())[:2] == ['0.0.weight', '0.0.bias']
+    assert isinstance(model[0][0], nn.Conv2d)
+    assert len(children(model)) == len(model) == 5
+    wrong, maps = torch.zeros(2, 28*28), torch.zeros(2, 4, 14, 14)
+    for part in (model, model[:2], model[:-1], model[0:1]):
+        with pytest.raises(ValueError, match=r'\(N, 3, H, W\)'): part(wrong)
+    assert model[1:2](maps).shape == (2, 6, 7, 7)
+    assert model[1:].n_in is None
+    assert len(model[5:]) == 0
+
+
+NORMS = {
+    'batch': 'batch', 'running': 'running', 'layer': 'layer', 'instance': 'instance',
+    'group': 'group', 'none': 'none', 'our batch': BatchNorm, 'our layer': LayerNorm,
+    'our instance': InstanceNorm, 'our group': partial(GroupNorm, 2),
+}
+
+
+@pytest.mark.parametrize('norm', NORMS)
+def test_models_can_be_exported(norm):
+    "For any number of images, with the same results"
+    model = get_cnn_model(images(), [4, 6], conv_layer, norm=NORMS[norm], leak=0.1, sub=0.4)
+    exported_is_the_same(model, (1, 28, 28))
+
+
+def test_models_of_functions_can_be_exported():
+    parts = [Lambda(mnist_resize), *get_cnn_layers(images(), [4])]
+    exported_is_the_same(nn.Sequential(*parts), (784,))
+
+
+def test_flatten_leaves_a_row_a_row():
+    for shape in ((3,), (3, 1), (0, 2, 2), (2, 0)):
+        x = torch.zeros(shape)
+        assert flatten(x).shape == (len(x), x[:1].numel() if len(x) else math.prod(shape[1:]))
 
 
 def test_models_can_be_copied_saved_and_moved():
