@@ -6,7 +6,7 @@
 __all__ = ['Hook', 'children', 'ListContainer', 'Hooks', 'summary']
 
 # %% ../nbs/modules/06-hooks.ipynb #1c6e4e7c
-import operator, sys, weakref
+import operator, weakref
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -22,18 +22,20 @@ from .utils import (
 class _RunEagerly:
     "Has compiled models run as they were written, as long as there is a hook on any module."
     def __init__(self):
-        self.hooks:dict[int, weakref.ref] = {}
+        self.hooks:dict[int, weakref.finalize] = {}
         self.stance:Any = None
 
     def begin(self, hook):
-        self.hooks[id(hook)] = weakref.ref(hook, partial(self._end, id(hook)))
+        self.hooks[id(hook)] = weakref.finalize(hook, self._end, id(hook))
+        self.hooks[id(hook)].atexit = False
         if self.stance is None: self.stance = torch.compiler.set_stance('force_eager')
 
-    def end(self, hook): self._end(id(hook))
+    def end(self, hook):
+        if id(hook) in self.hooks: self.hooks[id(hook)]()
 
-    def _end(self, key, ref=None):
-        self.hooks.pop(key, None)
-        if self.hooks or self.stance is None or sys.is_finalizing(): return
+    def _end(self, key):
+        del self.hooks[key]
+        if self.hooks or self.stance is None: return
         stance, self.stance = self.stance, None
         stance.__exit__(None, None, None)   # what the user had chosen
 
