@@ -15,13 +15,13 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'CudaCallback', 'default_device', 'BatchTransformXCallback', 'conv2d', 'flatten',
            'get_cnn_layers', 'get_cnn_model', 'get_runner', 'ImageSequential', 'Lambda',
            'mnist_resize', 'view_tfm', 'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn',
-           'init_cnn_', 'children', 'Hook', 'Hooks', 'ListContainer', 'summary', 'ActivationStats',
-           'append_stats', 'get_hist', 'get_min', 'plot_activations', 'plot_dead', 'plot_hists',
-           'plot_stats', 'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm',
-           'LayerNorm', 'plot_norms', 'RunningBatchNorm', 'affine', 'affine_tfms',
-           'AugmentCallback', 'identity', 'predict', 'random_affine', 'shift_tfms', 'TTA',
-           'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
-           'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
+           'init_cnn_', 'children', 'Hook', 'Hooks', 'ListContainer', 'Summary', 'summary',
+           'SummaryRow', 'ActivationStats', 'append_stats', 'get_hist', 'get_min',
+           'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'BatchNorm', 'conv_layer',
+           'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms', 'RunningBatchNorm',
+           'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'predict', 'random_affine',
+           'shift_tfms', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Crop', 'Recipe',
+           'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
            'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find',
            'minifastai_train']
 
@@ -57,7 +57,7 @@ from .cnn import (
     BatchTransformXCallback, conv2d, flatten, get_cnn_layers, get_cnn_model, get_runner,
     ImageSequential, Lambda, mnist_resize, view_tfm)
 from .init import act_gain, GeneralRelu, get_learn_run, init_cnn, init_cnn_
-from .hooks import children, Hook, Hooks, ListContainer, summary
+from .hooks import children, Hook, Hooks, ListContainer, Summary, summary, SummaryRow
 from minifastai.activations import (
     ActivationStats, append_stats, get_hist, get_min, plot_activations, plot_dead, plot_hists,
     plot_stats)
@@ -91,7 +91,7 @@ _all_ = [
     'BatchTransformXCallback', 'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model', 'get_runner',
     'ImageSequential', 'Lambda', 'mnist_resize', 'view_tfm',
     'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn', 'init_cnn_',
-    'children', 'Hook', 'Hooks', 'ListContainer', 'summary',
+    'children', 'Hook', 'Hooks', 'ListContainer', 'Summary', 'summary', 'SummaryRow',
     'ActivationStats', 'append_stats', 'get_hist', 'get_min', 'plot_activations', 'plot_dead',
     'plot_hists', 'plot_stats',
     'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms',

@@ -4,6 +4,7 @@ import gc
 import pickle
 import random
 import tracemalloc
+from collections import UserDict
 from functools import partial
 
 import pytest
@@ -475,14 +476,27 @@ def test_silent_layers_and_odd_outputs(figures):
 def test_summary_of_a_residual_network(capsys):
     model = ResNet()
     total = sum(p.numel() for p in model.parameters())
+    model.head.requires_grad_(False)
     at_12_by_12 = 12*12*(3*8*9 + 8*8*9*2)
     at_6_by_6 = 6*6*(8*16*9 + 16*16*9 + 8*16)
     n = at_12_by_12 + at_6_by_6 + 16*5
-    summary(model, torch.randn(2, 3, 12, 12))
-    out = capsys.readouterr().out
-    assert f'{total:,} parameters' in out
-    assert f'{n:,} multiply-adds for one item' in out
-    assert '(2, 16, 6, 6)' in out
+    table = summary(model, torch.randn(2, 3, 12, 12))
+    assert capsys.readouterr().out == ''   # it shows itself, once, where it is the last line
+
+    rows = {row.name: row for row in table.rows}
+    assert set(rows) == {name for name, _ in model.named_modules()} - {'blocks'}
+    row = rows['blocks.1.conv1']
+    assert (row.kind, row.shape, row.params) == ('Conv2d', (2, 16, 6, 6), 8*16*9)
+    assert row.mult_adds == 6*6*8*16*9
+    assert table.total is rows['']
+    assert (table.total.params, table.total.mult_adds) == (total, n)
+    assert table.trained == total - 16*5 - 5
+
+    assert f'{total:,} parameters, {table.trained:,} of them trained' in str(table)
+    assert f'{n:,} multiply-adds for one item' in str(table)
+    assert '\n      blocks.1.conv1 Conv2d' in str(table)
+    assert '(2, 16, 6, 6)' in table._repr_html_()
+    assert table._repr_html_().count('<tr>') == len(rows) + 1
 
 
 def test_a_summary_changes_nothing():
@@ -497,6 +511,7 @@ def test_a_summary_changes_nothing():
     assert n_hooks(model) == 0
     assert torch.equal(rng, torch.get_rng_state())
     assert same_state(model, state)
+    assert runs_compiled()
 
 
 def test_a_summary_names_the_layer_that_failed():
@@ -506,20 +521,43 @@ def test_a_summary_names_the_layer_that_failed():
     assert n_hooks(model) == 0
 
 
-def test_summary_of_nested_outputs(capsys):
-    summary(nn.LSTM(3, 4), torch.randn(5, 2, 3))
-    assert '[(5, 2, 4), [(1, 2, 4), (1, 2, 4)]]' in capsys.readouterr().out
+@COMPILED
+def test_summary_of_a_compiled_model(how):
+    model, x = compiled_model(how), torch.zeros(2, 4)
+    model(x)
+    table = summary(model, x)
+    assert [row.shape for row in table.rows if row.kind == 'Linear'] == [(2, 4), (2, 3)]
+    assert table.total.mult_adds == 4*4 + 4*3
 
 
-def test_summary_of_attention_and_of_several_inputs(capsys):
-    summary(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8))
+def test_summary_of_nested_outputs():
+    table = summary(nn.LSTM(3, 4), torch.randn(5, 2, 3))
+    assert table.total.shape == [(5, 2, 4), [(1, 2, 4), (1, 2, 4)]]
+    assert '[(5, 2, 4), [(1, 2, 4), (1, 2, 4)]]' in str(table)
+
+
+def test_summary_of_attention():
+    table = summary(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8))
     projections_and_feed_forward = 5*(4*8*8 + 2*8*16)
     products_of_5_by_5_positions = 2*5*5*8
-    n = projections_and_feed_forward + products_of_5_by_5_positions
-    assert f'{n:,} multiply-adds for one item' in capsys.readouterr().out
+    assert table.total.mult_adds == projections_and_feed_forward + products_of_5_by_5_positions
     assert torch.backends.mha.get_fastpath_enabled()
-    summary(nn.Bilinear(3, 4, 2), (torch.randn(6, 3), torch.randn(6, 4)))
-    assert '(6, 2)' in capsys.readouterr().out
+
+
+class Takes(nn.Module):
+    "Takes two inputs, or a dictionary"
+    def forward(self, a, b=None): return a['a'] if isinstance(a, dict) else a + b
+
+
+def test_summary_of_several_inputs():
+    a, b = torch.randn(6, 3), torch.randn(6, 4)
+    assert summary(nn.Bilinear(3, 4, 2), (a, b)).total.shape == (6, 2)
+    for mapping in (dict, UserDict):
+        inputs = mapping(input1=a, input2=b)
+        assert summary(nn.Bilinear(3, 4, 2), inputs).total.shape == (6, 2)
+    assert summary(Takes(), (dict(a=a),)).total.shape == (6, 3)
+    with pytest.raises(ValueError, match=r"on an input of shape \[\(6, 3\), \(6, 4\)\]"):
+        summary(Takes(), dict(a=a, b=b))
 
 
 # What is not finite
