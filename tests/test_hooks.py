@@ -496,7 +496,7 @@ def test_summary_of_a_residual_network(capsys):
     assert f'{n:,} multiply-adds for one item' in str(table)
     assert '\n      blocks.1.conv1 Conv2d' in str(table)
     assert '(2, 16, 6, 6)' in table._repr_html_()
-    assert table._repr_html_().count('<tr>') == len(rows) + 1
+    assert table._repr_html_().count('<tr>') == len(table.rows) + 1
 
 
 def test_a_summary_changes_nothing():
