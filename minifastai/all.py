@@ -7,23 +7,24 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'camel2snake', 'listify', 'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
            'DataBunch', 'Dataset', 'get_dls', 'IndexBatches', 'normalize', 'normalize_to',
            'show_images', 'Callback', 'CancelBatchException', 'CancelEpochException',
-           'CancelException', 'CancelTrainException', 'EVENTS', 'create_learner', 'get_model',
-           'Learner', 'Runner', 'TrainEvalCallback', 'accuracy', 'AvgStats', 'AvgStatsCallback',
-           'ProgressCallback', 'binomial_decode', 'binomial_loss', 'exact_match', 'combine_scheds',
-           'cos_1cycle_anneal', 'LRSchedulerCallback', 'ParamScheduler', 'sched_cos', 'sched_exp',
-           'sched_lin', 'sched_no', 'Recorder', 'write_csv', 'LR_Find', 'lr_find', 'LRFindResult',
-           'CudaCallback', 'default_device', 'BatchTransformXCallback', 'conv2d', 'flatten',
-           'get_cnn_layers', 'get_cnn_model', 'get_runner', 'ImageSequential', 'Lambda',
-           'mnist_resize', 'view_tfm', 'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn',
-           'init_cnn_', 'children', 'Hook', 'Hooks', 'ListContainer', 'Summary', 'summary',
-           'SummaryRow', 'ActivationStats', 'append_stats', 'get_hist', 'get_min',
-           'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'BatchNorm', 'conv_layer',
-           'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms', 'RunningBatchNorm',
-           'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'predict', 'random_affine',
-           'shift_tfms', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Crop', 'Recipe',
-           'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-           'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find',
-           'minifastai_train']
+           'CancelException', 'CancelTrainException', 'EVENTS', 'SEAMS', 'call_model', 'predict',
+           'split_batch', 'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback',
+           'accuracy', 'AvgStats', 'AvgStatsCallback', 'metric_mode', 'ProgressCallback',
+           'AccumulateCallback', 'ClipGradientsCallback', 'binomial_decode', 'binomial_loss',
+           'exact_match', 'combine_scheds', 'cos_1cycle_anneal', 'LRSchedulerCallback',
+           'ParamScheduler', 'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'Recorder',
+           'write_csv', 'LR_Find', 'lr_find', 'LRFindResult', 'CudaCallback', 'default_device',
+           'BatchTransformXCallback', 'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model',
+           'get_runner', 'ImageSequential', 'Lambda', 'mnist_resize', 'view_tfm', 'act_gain',
+           'GeneralRelu', 'get_learn_run', 'init_cnn', 'init_cnn_', 'children', 'Hook', 'Hooks',
+           'ListContainer', 'Summary', 'summary', 'SummaryRow', 'ActivationStats', 'append_stats',
+           'get_hist', 'get_min', 'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats',
+           'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm',
+           'plot_norms', 'RunningBatchNorm', 'affine', 'affine_tfms', 'AugmentCallback', 'identity',
+           'random_affine', 'shift_tfms', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback',
+           'Crop', 'Recipe', 'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError',
+           'find_checkpoint', 'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory',
+           'minifastai_lr_find', 'minifastai_train']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -42,10 +43,12 @@ from .data import (
     DataBunch, Dataset, get_dls, IndexBatches, normalize, normalize_to, show_images)
 from minifastai.callbacks import (
     Callback, CancelBatchException, CancelEpochException, CancelException, CancelTrainException,
-    EVENTS)
+    EVENTS, SEAMS)
+from .batches import call_model, predict, split_batch
 from .learner import create_learner, get_model, Learner, Runner, TrainEvalCallback
-from .metrics import accuracy, AvgStats, AvgStatsCallback
+from .metrics import accuracy, AvgStats, AvgStatsCallback, metric_mode
 from .progress import ProgressCallback
+from .gradients import AccumulateCallback, ClipGradientsCallback
 from .losses import binomial_decode, binomial_loss, exact_match
 from minifastai.schedules import (
     combine_scheds, cos_1cycle_anneal, LRSchedulerCallback, ParamScheduler, sched_cos, sched_exp,
@@ -65,7 +68,7 @@ from .norms import (
     BatchNorm, conv_layer, get_norm, GroupNorm, InstanceNorm, LayerNorm, plot_norms,
     RunningBatchNorm)
 from .augment import (
-    affine, affine_tfms, AugmentCallback, identity, predict, random_affine, shift_tfms, TTA)
+    affine, affine_tfms, AugmentCallback, identity, random_affine, shift_tfms, TTA)
 from .resnet import res_layer, ResBlock
 from .recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
 from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
@@ -78,10 +81,12 @@ _all_ = [
     'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
     'DataBunch', 'Dataset', 'get_dls', 'IndexBatches', 'normalize', 'normalize_to', 'show_images',
     'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
-    'CancelTrainException', 'EVENTS',
+    'CancelTrainException', 'EVENTS', 'SEAMS',
+    'call_model', 'predict', 'split_batch',
     'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback',
-    'accuracy', 'AvgStats', 'AvgStatsCallback',
+    'accuracy', 'AvgStats', 'AvgStatsCallback', 'metric_mode',
     'ProgressCallback',
+    'AccumulateCallback', 'ClipGradientsCallback',
     'binomial_decode', 'binomial_loss', 'exact_match',
     'combine_scheds', 'cos_1cycle_anneal', 'LRSchedulerCallback', 'ParamScheduler', 'sched_cos',
     'sched_exp', 'sched_lin', 'sched_no',
@@ -96,8 +101,8 @@ _all_ = [
     'plot_hists', 'plot_stats',
     'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms',
     'RunningBatchNorm',
-    'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'predict', 'random_affine',
-    'shift_tfms', 'TTA',
+    'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms',
+    'TTA',
     'res_layer', 'ResBlock',
     'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',

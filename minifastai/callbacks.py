@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN_ATTRS', 'EVENTS', 'CancelException', 'CancelBatchException', 'CancelEpochException',
-           'CancelTrainException', 'Callback', 'shadows', 'cancel_rank']
+           'CancelTrainException', 'Callback', 'SEAMS', 'shadows', 'cancel_rank']
 
 # %% ../nbs/04_callbacks.ipynb #8351970e
 import re
@@ -103,11 +103,13 @@ EVENTS = MappingProxyType(dict(
     after_pred         = "`pred` is there",
     after_loss         = "`loss` is there",
     after_backward     = "in training: the gradients are there",
+    begin_step         = "in training: a step comes next; True from a callback makes none",
     after_step         = "in training: the parameters are updated, the gradients still there",
     after_batch        = "the batch is completed",
     after_cancel_batch = "a CancelBatchException cut the batch short, and it doesn't count",
     cleanup_batch      = "after every batch, however it ended; in reverse order",
     begin_validate     = "before validation, without gradients; True from a callback skips it",
+    after_validate     = "validation is over, and was not cut short",
     after_cancel_epoch = "a CancelEpochException cut a pass over batches or an epoch short",
     cleanup_validate   = "after every validation, however it ended; in reverse order",
     after_epoch        = "the epoch is over, validation included; also if either was cut short",
@@ -139,6 +141,14 @@ def cancel_rank(
     "Rank exceptions by how much they end."
     if e is None: return 0
     return e.rank if isinstance(e, CancelException) else 4
+
+# %% ../nbs/04c_loop.ipynb #ec2596b7
+SEAMS = MappingProxyType(dict(
+    get_pred  = "compute `pred` from `xb`",
+    get_loss  = "compute `loss` from `pred` and `yb`",
+    backward  = "compute the gradients of `loss`",
+    step      = "make a step of the optimizer; returns False if it skipped the step",
+    zero_grad = "clear the gradients"))
 
 # %% ../nbs/09_checkpoints.ipynb #778538aa
 @patch

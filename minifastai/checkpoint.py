@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .utils import (
     check_count, device_of, loader_generators, n_batches, rng_state, set_rng_state, to_plain)
 from .callbacks import Callback
+from .metrics import numbers_only
 from .progress import ProgressCallback
 
 # %% ../nbs/09_checkpoints.ipynb #5ba6134e
@@ -416,8 +417,7 @@ class CheckpointCallback(Callback):
 
     def _save(self, epoch:int, batch:int):
         "Write a checkpoint that goes on at `epoch`, of which `batch` training batches are done."
-        stats = getattr(self.run, 'avg_stats', None)
-        metrics = {} if stats is None or batch else stats.epoch_row()
+        metrics = {} if batch else numbers_only(self.run.metrics)
         state = _collect(self.run, self._others(), self._epoch_rng)
         self._store.add(epoch, batch, metrics, state)
         self._store.prune()

@@ -14,7 +14,7 @@ from .utils import (
     BLUE, check_count, GREEN, listify, loader_generators, ORANGE, rng_state, set_rng_state)
 from .callbacks import Callback, CancelTrainException
 from .learner import Learner, Runner
-from .schedules import ParamScheduler, sched_exp
+from .schedules import ParamScheduler, ratios_to_last, sched_exp, set_setting
 
 # %% ../nbs/05_lr_finder.ipynb #95a84922
 class _Snapshot:
@@ -134,8 +134,7 @@ class LR_Find(Callback):
 
     def begin_fit(self):
         self._snapshot = _Snapshot(self.learn) if self.restore else None
-        base = self.opt.param_groups[-1]['lr']
-        self._ratios = [pg['lr']/base if base else 1. for pg in self.opt.param_groups]
+        self._ratios = ratios_to_last(self.opt.param_groups, 'lr')
         self._reset()
         # the data are cycled until the sweep is over
         self._epochs = self.epochs
@@ -152,7 +151,8 @@ class LR_Find(Callback):
     def begin_batch(self):
         if not self.in_train: return
         self._lr = sched_exp(self.min_lr, self.max_lr)(len(self.sweep_lrs)/(self.max_iter-1))
-        for pg, ratio in zip(self.opt.param_groups, self._ratios): pg['lr'] = self._lr*ratio
+        for pg, ratio in zip(self.opt.param_groups, self._ratios):
+            set_setting(pg, 'lr', self._lr*ratio)
 
     def after_batch(self):
         if not self.in_train: return

@@ -7,8 +7,10 @@ __all__ = ['ProgressCallback']
 
 # %% ../nbs/modules/04d-progress.ipynb #4454c024
 import html, sys, time
+from typing import Any
 from .callbacks import Callback
-from .metrics import AvgStatsCallback
+from .learner import TrainEvalCallback
+from .metrics import numbers_only
 from .utils import n_batches
 
 # %% ../nbs/04d_metrics.ipynb #93344dcf
@@ -123,8 +125,9 @@ def _display(o, **kwargs):
 class ProgressCallback(Callback):
     """Shows a progress bar, and a table with a row for each epoch.
 
-    The row has the losses and metrics of an `AvgStatsCallback`, if there is one, and seconds."""
-    _order = AvgStatsCallback._order + 90   # shows an epoch after the others
+    The row has the numbers in `run.metrics`, and how many seconds the epoch took."""
+    _order = TrainEvalCallback._order + 90   # shows an epoch after the others
+    out:Any = None   # from the first fit on
 
     def begin_fit(self):
         self.table = _Table(['epoch'])
@@ -146,12 +149,11 @@ class ProgressCallback(Callback):
         total = None if None in lengths else sum(lengths)
         self.out.begin_epoch(f'epoch {self.epoch + 1}/{self.epochs}', total)
 
-    def after_batch(self): self.out.batch(self.loss)
+    def after_batch(self):
+        if not self.run.aside: self.out.batch(self.loss)
 
     def after_epoch(self):
-        row = dict(epoch=self.epoch)
-        for cb in self.cbs:
-            if isinstance(cb, AvgStatsCallback): row |= cb.epoch_row()
+        row = dict(epoch=self.epoch) | numbers_only(self.run.metrics)
         self.table.add(row | dict(seconds=time.perf_counter() - self.start))
         self.out.row()
 

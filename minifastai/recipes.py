@@ -13,9 +13,9 @@ from types import MappingProxyType
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .utils import check_count, listify
 from .data import DataBunch
+from .batches import predict
 from .callbacks import Callback
 from .learner import Learner, Runner
 from .schedules import combine_scheds, ParamScheduler, sched_lin
@@ -24,15 +24,19 @@ from .cnn import get_cnn_model, get_runner
 from .init import init_cnn
 from .norms import conv_layer
 from .augment import (
-    affine_tfms, AugmentCallback, identity, predict, random_affine, shift_tfms, TTA)
+    affine_tfms, AugmentCallback, identity, random_affine, shift_tfms, TTA)
 from .resnet import res_layer
 
 # %% ../nbs/08_beat_98.ipynb #d2ca3844
+def _copy(t:Tensor) -> Tensor:
+    "Copy a tensor; 16 bits are too coarse for a moving average."
+    return t.detach().clone() if t.dtype not in (torch.float16, torch.bfloat16) else t.float()
+
 class AverageWeightsCallback(Callback):
     """Keeps an exponential moving average of the weights, and of batch norm's statistics.
 
-    Validation uses the averages, and the model has them after the fit. (Polyak and Juditsky 1992;
-    by `torch.optim.swa_utils`)"""
+    Validation uses the averages. The model has them from then on until the next training batch, and
+    after the fit. (Polyak and Juditsky 1992)"""
     _order = CudaCallback._order + 5   # after callbacks that move the model to its device
     def __init__(self,
         decay:float=0.98, # Weight of the past at each step: about the last 1/(1-decay) steps count
@@ -43,24 +47,35 @@ class AverageWeightsCallback(Callback):
         self.decay = decay
 
     def begin_fit(self):
-        average = get_ema_multi_avg_fn(self.decay)
-        self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.average = []       # of each parameter and buffer, from the first step on
+        self._in_model = False  # are the averages in the model, and its own weights here?
 
-    def after_step(self): self.averaged.update_parameters(self.model)
-    def begin_validate(self): self._swap()
-    def cleanup_validate(self): self._swap()
-    def after_fit(self): self._swap()
+    def _tensors(self): return [*self.model.parameters(), *self.model.buffers()]
 
-    def state_dict(self): return dict(self.averaged.state_dict())
-    def load_state_dict(self, state): self.averaged.load_state_dict(state)
+    @torch.no_grad()
+    def after_step(self):
+        if not self.average: self.average = list(map(_copy, self._tensors()))
+        for mean, t in zip(self.average, self._tensors()):
+            if mean.is_floating_point(): mean.lerp_(t.to(mean.dtype), 1 - self.decay)
+            else: mean.copy_(t)   # a counter, which has no mean
+
+    def begin_batch(self):
+        if self._in_model and self.in_train: self._swap()
+
+    def begin_validate(self):
+        if not self._in_model: self._swap()
+
+    def after_fit(self):
+        if not self._in_model: self._swap()
 
     @torch.no_grad()
     def _swap(self):
-        def tensors(model): return [*model.parameters(), *model.buffers()]
-        for p, q in zip(tensors(self.model), tensors(self.averaged.module)):
-            old = p.clone()
-            p.copy_(q)
-            q.copy_(old)
+        if not self.average: return
+        self._in_model = not self._in_model
+        for mean, t in zip(self.average, self._tensors()):
+            own = _copy(t)
+            t.copy_(mean)
+            mean.copy_(own)
 
 # %% ../nbs/08_beat_98.ipynb #f0da5a9b
 class Crop(nn.Module):

@@ -6,29 +6,31 @@
 __all__ = ['Recorder', 'write_csv']
 
 # %% ../nbs/modules/05-recorder.ipynb #7fe10bf5
-import csv, time
+import csv, math, time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 import torch
 from torch import Tensor
 from .callbacks import Callback
+from .metrics import AvgStatsCallback, numbers_only
 from .utils import stacked
 
 # %% ../nbs/05_lr_finder.ipynb #af7a8ac5
 class Recorder(Callback):
     """Records the learning rates and the loss of every completed training batch.
 
-    `history` has a row for every epoch, with the averages of an `AvgStatsCallback` if there is
-    one."""
+    `history` has a row for every epoch, with the numbers in `run.metrics`."""
+    _order = AvgStatsCallback._order + 9   # metrics of your own are there by then
     lrs:Any = ()       # lists from the first fit on
     history:Any = ()
     _losses:Any = ()
     _first:int = 0     # this epoch's first batch
     _start:Any = None  # when this epoch began
+    _rates:Any = ()    # of the step that comes next
 
     def begin_fit(self):
-        self.lrs = [[] for _ in self.opt.param_groups]
+        self.lrs = [[] for _ in getattr(self.opt, 'param_groups', ())]
         self.history = []
         self._losses = []
 
@@ -36,18 +38,22 @@ class Recorder(Callback):
         self._start = time.perf_counter()
         self._first = len(self._losses)
 
+    def after_backward(self):
+        groups = getattr(self.run.opt, 'param_groups', ())
+        self._rates = [float(pg['lr']) for pg in groups]
+
     def after_batch(self):
         run = self.run   # looking up each attribute by way of `self` takes half a microsecond
         if not run.in_train: return
-        for pg, lrs in zip(run.opt.param_groups, self.lrs): lrs.append(pg['lr'])
+        while len(self.lrs) < len(self._rates):   # a parameter group is new
+            self.lrs.append([math.nan]*len(self._losses))
+        for rate, lrs in zip(self._rates, self.lrs): lrs.append(rate)
         self._losses.append(run.loss.detach())
 
     def after_epoch(self):
-        last_lr = self.lrs[-1][-1] if self.lrs[-1] else None
-        row = dict(epoch=self.epoch, batches=len(self._losses), lr=last_lr)
-        stats = getattr(self.run, 'avg_stats', None)
-        if stats is not None: row |= stats.epoch_row()
-        elif len(self._losses) > self._first:
+        last_lr = self.lrs[-1][-1] if self.lrs and self.lrs[-1] else None
+        row = dict(epoch=self.epoch, batches=len(self._losses), lr=last_lr) | self.run.metrics
+        if 'train_loss' not in row and len(self._losses) > self._first:
             # batches may differ in size, which AvgStatsCallback takes into account
             row['mean_batch_loss'] = torch.stack(self._losses[self._first:]).mean().item()
         self.history.append(row | dict(seconds=self._seconds()))
@@ -75,7 +81,7 @@ class Recorder(Callback):
     def batch_rows(self) -> list[dict]:
         "Collect a row for each batch: its number, the last group's learning rate, the loss."
         if not self._losses: return []
-        pairs = zip(self.lrs[-1], self.losses)
+        pairs = zip(self.lrs[-1] if self.lrs else [None]*len(self._losses), self.losses)
         return [dict(batch=i, lr=lr, loss=loss.item()) for i, (lr, loss) in enumerate(pairs)]
 
     def _n_shown(self, skip_last:int) -> int:
@@ -87,40 +93,46 @@ class Recorder(Callback):
 
     def plot_lr(self,
         pgid:int=-1, # Which parameter group
+        *,
+        ax=None, # Matplotlib axes to draw on; by default new ones, and so for the next two
     ): # The matplotlib axes
         "Draw the learning rate of each batch."
         n = self._n_shown(0)
-        return _plot(range(n), self.lrs[pgid], 'batch', 'learning rate')
+        return _plot(range(n), self.lrs[pgid], 'batch', 'learning rate', ax)
 
     def plot_loss(self,
         skip_last:int=0, # How many batches to skip at the end
+        *,
+        ax=None, # Matplotlib axes to draw on
     ): # The matplotlib axes
         "Draw the loss of each batch."
         n = self._n_shown(skip_last)
-        return _plot(range(n), self.losses[:n], 'batch', 'loss')
+        return _plot(range(n), self.losses[:n], 'batch', 'loss', ax)
 
     def plot(self,
         skip_last:int=0, # How many batches to skip at the end
         pgid:int=-1,     # Which parameter group's learning rate
+        *,
+        ax=None, # Matplotlib axes to draw on
     ): # The matplotlib axes
         "Draw the loss against the learning rate, on a logarithmic axis."
         n = self._n_shown(skip_last)
-        ax = _plot(self.lrs[pgid][:n], self.losses[:n], 'learning rate', 'loss')
+        ax = _plot(self.lrs[pgid][:n], self.losses[:n], 'learning rate', 'loss', ax)
         ax.set_xscale('log')
         return ax
 
     def to_csv(self,
         path:str|Path, # The file to write
     ):
-        "Write `history` as a table of comma-separated values."
-        write_csv(path, self.history)
+        "Write `history` as a table of comma-separated values, without what is no single number."
+        write_csv(path, [numbers_only(row) for row in self.history])
 
 # %% ../nbs/05_lr_finder.ipynb #64cd5f10
-def _plot(x, y, xlabel:str, ylabel:str):
-    "Draw a line on the current axes, as `plt.plot` does, with labels."
+def _plot(x, y, xlabel:str, ylabel:str, ax=None):
+    "Draw a line with labels, on axes of its own if none are given."
     import matplotlib.pyplot as plt
-    plt.plot(x, y)
-    ax = plt.gca()
+    if ax is None: _, ax = plt.subplots()
+    ax.plot(x, y)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return ax
 

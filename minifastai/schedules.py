@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['sched_lin', 'sched_cos', 'sched_no', 'sched_exp', 'combine_scheds', 'cos_1cycle_anneal',
-           'ParamScheduler', 'LRSchedulerCallback']
+           'set_setting', 'ratios_to_last', 'ParamScheduler', 'LRSchedulerCallback']
 
 # %% ../nbs/modules/05-schedules.ipynb #2b7ecf63
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from torch import optim
+from torch import Tensor, optim
 from .utils import listify
 from .callbacks import Callback
 from .learner import TrainEvalCallback
-from .metrics import AvgStatsCallback
+from .metrics import AvgStatsCallback, find_metric, metric_mode
 
 # %% ../nbs/05_lr_finder.ipynb #83962b1d
 def _lin(start, end, pos): return start + pos*(end-start)
@@ -108,9 +108,36 @@ def cos_1cycle_anneal(
     After Smith 2018, arXiv 1803.09820."""
     return [sched_cos(start, high), sched_cos(high, end)]
 
+# %% ../nbs/05_lr_finder.ipynb #a89e078d
+def set_setting(
+    pg:dict,  # A parameter group of an optimizer
+    name:str, # A setting, such as `'lr'`
+    value,    # Its new value
+):
+    "Set a setting of an optimizer; a tensor, as compiled optimizers have them, is filled."
+    if isinstance(pg[name], Tensor): pg[name].fill_(value)
+    else: pg[name] = value
+
+def ratios_to_last(
+    groups:Sequence[dict], # The parameter groups of an optimizer
+    name:str,              # A setting, such as `'lr'`
+) -> list[float]: # One for each group
+    "Compute the ratio of each group's setting to that of the last group."
+    values = [pg[name] for pg in groups]
+    if not all(isinstance(v, (int, float, Tensor)) for v in values): return [1.]*len(values)
+    values = [float(v) for v in values]
+    if len(set(values)) == 1: return [1.]*len(values)
+    if values[-1] == 0:
+        raise ValueError(f"One schedule for all parameter groups keeps the ratio of their {name}, "
+                         "and that of the last group is 0: pass a list of schedules, one for each")
+    return [v/values[-1] for v in values]
+
 # %% ../nbs/05_lr_finder.ipynb #d57bfbb3
 class ParamScheduler(Callback):
-    "Sets a setting of the optimizer before each training batch, by the position in training."
+    """Sets a setting of the optimizer before each training batch, by the position in training.
+
+    With one schedule for all parameter groups, its values are those of the last group, and the
+    others keep their ratio to it. Steps that the optimizer skipped do not count."""
     _order = TrainEvalCallback._order + 1   # which says what the position is
     def __init__(self,
         pname:str, # The setting's name, such as `'lr'` or `'momentum'`
@@ -123,9 +150,11 @@ class ParamScheduler(Callback):
     def begin_fit(self):
         groups = self.opt.param_groups
         if not callable(self.sched_funcs): self.sched_funcs = listify(self.sched_funcs)
-        if isinstance(self.sched_funcs, list): self.scheds = self.sched_funcs
-        else: self.scheds = [self.sched_funcs]*len(groups)
+        self._for_all = not isinstance(self.sched_funcs, list)
+        self.scheds = [self.sched_funcs]*len(groups) if self._for_all else self.sched_funcs
         self._check_scheds(groups)
+        self.ratios = ratios_to_last(groups, self.pname) if self._for_all else [1.]*len(groups)
+        self._skipped = 0.   # epochs' worth of skipped steps
 
     def _check_scheds(self, groups):
         "Refuse what is no schedule, and schedules that don't suit the optimizer."
@@ -147,34 +176,46 @@ class ParamScheduler(Callback):
         if not self.in_train: return
         if self.iters is None:
             raise ValueError("ParamScheduler: the training batches do not say how many they are "
-                             "(len), so there is no position in training")
-        pos = self.n_epochs/self.epochs
-        for pg, sched in zip(self.opt.param_groups, self.scheds): pg[self.pname] = sched(pos)
+                             "(len), so there is no position in training. Give the loader a "
+                             "__len__, or use LRSchedulerCallback, which counts steps")
+        pos = max(self.n_epochs - self._skipped, 0.)/self.epochs
+        groups = self.opt.param_groups
+        if len(groups) > len(self.scheds): self._take_in(groups, pos)
+        for pg, sched, ratio in zip(groups, self.scheds, self.ratios):
+            value = sched(pos)
+            set_setting(pg, self.pname, value if ratio == 1 else value*ratio)
+
+    def _take_in(self, groups, pos):
+        "Let parameter groups that are new follow the schedule from the value that they have."
+        if self._for_all: now = self.sched_funcs(pos)
+        else: now = self._check_scheds(groups)   # raises: there is no schedule for them
+        for pg in groups[len(self.scheds):]:
+            self.scheds = [*self.scheds, self.sched_funcs]
+            self.ratios = [*self.ratios, float(pg[self.pname])/now if now else 1.]
+
+    def after_batch(self):
+        if self.run.skipped: self._skipped += 1/self.run.iters
 
 # %% ../nbs/05_lr_finder.ipynb #5d579f12
 class LRSchedulerCallback(Callback):
     "Steps a scheduler of `torch.optim.lr_scheduler` after every training batch or every epoch."
-    # after the averages, which one scheduler looks at, and after the recorder, which has to
-    # record the learning rate that was used
-    _order = AvgStatsCallback._order + 10
+    # after the recorder, and after the metrics, which one scheduler looks at
+    _order = AvgStatsCallback._order + 11
     def __init__(self,
         sched_func:Callable, # Called as `sched_func(opt)` when a fit begins; or a scheduler
         *,
         per_batch:bool=True, # Step after every training batch, or after every epoch?
+        metric:str='valid_loss', # What `ReduceLROnPlateau` looks at, as in `run.metrics`
     ):
-        self.sched_func, self.per_batch = sched_func, per_batch
+        self.sched_func, self.per_batch, self.metric = sched_func, per_batch, metric
 
     def begin_fit(self):
         self.sched = self._make_sched()
         if self.sched.optimizer is not self.opt:
             raise ValueError("LRSchedulerCallback: this scheduler is another optimizer's: pass a "
                              "function, such as partial(ExponentialLR, gamma=0.9)")
-        self._by_loss = isinstance(self.sched, optim.lr_scheduler.ReduceLROnPlateau)
-        has_loss = self.data.valid_dl is not None and hasattr(self.run, 'avg_stats')
-        if self._by_loss and (self.per_batch or not has_loss):
-            raise ValueError("LRSchedulerCallback: ReduceLROnPlateau looks at the validation loss "
-                             "after each epoch: it needs per_batch=False, validation batches "
-                             "and an AvgStatsCallback")
+        self._by_metric = isinstance(self.sched, optim.lr_scheduler.ReduceLROnPlateau)
+        if self._by_metric: self._check_plateau()
 
     def _make_sched(self):
         if hasattr(self.sched_func, 'step') and not isinstance(self.sched_func, type):
@@ -183,14 +224,29 @@ class LRSchedulerCallback(Callback):
         for pg in self.opt.param_groups: pg.pop('initial_lr', None)
         return self.sched_func(self.opt)
 
+    def _check_plateau(self):
+        "Refuse a scheduler that could never see its metric, or would read it the wrong way round."
+        if self.per_batch or (self.metric.startswith('valid') and self.data.valid_dl is None):
+            raise ValueError(f"LRSchedulerCallback: ReduceLROnPlateau looks at {self.metric} after "
+                             "each epoch: it needs per_batch=False, validation batches and an "
+                             "AvgStatsCallback")
+        try: mode = metric_mode(self.metric)
+        except ValueError: return   # the scheduler's own mode says it
+        if mode != self.sched.mode:
+            raise ValueError("LRSchedulerCallback: this ReduceLROnPlateau has "
+                             f"mode={self.sched.mode!r}, but the best {self.metric} is its {mode}: "
+                             f"pass mode={mode!r} to the scheduler, or another metric= here")
+
     def state_dict(self): return self.sched.state_dict()
     def load_state_dict(self, state): self.sched.load_state_dict(state)
 
     def after_batch(self):
-        if self.in_train and self.per_batch: self.sched.step()
+        if self.in_train and self.per_batch and not self.run.skipped: self.sched.step()
 
     def after_epoch(self):
         if self.per_batch: return
-        # without a validated batch, there is no loss
-        if self._by_loss: self.sched.step(self.avg_stats.epoch_row().get('valid_loss', math.nan))
-        else: self.sched.step()
+        if not self._by_metric:
+            self.sched.step()
+            return
+        value = find_metric(self.run.metrics, self.metric)
+        if value is not None: self.sched.step(value)   # None: nothing new is known

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -69,19 +70,23 @@ def describe(
 def map_tensors(
     f:Callable, # Called with each tensor
     o,          # A tensor, or tuples, lists, mappings and dataclasses of tensors; or anything
+    *,
+    leaf:Callable=lambda o: False, # Called with anything else: is `f` to be called with it, too?
 ): # The same structure, with the results in place of the tensors
     "Apply `f` to each tensor in a batch, however the batch is nested."
-    if isinstance(o, Tensor): return f(o)
+    if isinstance(o, Tensor) or leaf(o): return f(o)
+    def inside(v): return map_tensors(f, v, leaf=leaf)
     if isinstance(o, Mapping):
-        new = copy.copy(o) if isinstance(o, MutableMapping) else dict(o)   # a subclass stays one
-        for k, v in o.items(): new[k] = map_tensors(f, v)
+        # a subclass stays what it is
+        new:Any = copy.copy(o) if isinstance(o, MutableMapping) else dict(o)
+        for k, v in o.items(): new[k] = inside(v)
         return new
     if is_dataclass(o) and not isinstance(o, type):
         new = copy.copy(o)
-        for k in fields(o): object.__setattr__(new, k.name, map_tensors(f, getattr(o, k.name)))
+        for k in fields(o): object.__setattr__(new, k.name, inside(getattr(o, k.name)))
         return new
     if not isinstance(o, (tuple, list)): return o
-    parts = [map_tensors(f, v) for v in o]
+    parts = list(map(inside, o))
     return type(o)(*parts) if hasattr(o, '_fields') else type(o)(parts)
 
 # %% ../nbs/00_data.ipynb #aa07c951
@@ -114,7 +119,7 @@ def batch_size(
     if isinstance(b, Mapping):
         return next((n for n in map(batch_size, b.values()) if n is not None), None)
     if not isinstance(b, (tuple, list)): return getattr(b, 'num_graphs', None)   # a batch of graphs
-    return batch_size(b[0]) if b and isinstance(b[0], (Tensor, Mapping, tuple, list)) else len(b)
+    return batch_size(b[0]) if b and isinstance(b[0], (Tensor, tuple, list)) else len(b)
 
 # %% ../nbs/00_data.ipynb #ce198f46
 def n_batches(
@@ -210,10 +215,11 @@ def device_of(
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #469cabaf
 @contextmanager
 def kept_modes(
-    model:nn.Module, # Any module
+    model, # Any module; of any other function there is no mode to keep
 ):
     "Put each submodule back into training or evaluation mode at the end of a `with` block."
-    modes = [(m, m.training) for m in model.modules()]
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    modes = [(m, m.training) for m in modules]
     try: yield
     finally:
         for m, mode in modes: m.training = mode

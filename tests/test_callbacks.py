@@ -160,7 +160,7 @@ def test_a_name_of_the_runners_own_objects_is_refused():
 
 HELPERS = """
     filter_batch per_batch in_epoch at_epoch master_batch scatter_pred plot_loss save_epoch
-    one_batch get_loss set_param log_step to_csv send_batch losses fit_model batch_loss show
+    one_batch set_param log_step to_csv send_batch losses fit_model batch_loss show
     summary best_epoch
 """.split()
 
@@ -173,7 +173,7 @@ def test_helpers_may_have_names_of_their_own(helper):
 TYPOS = """
     after_bacth aftr_batch after_batchs befor_batch before_fit on_batch_end on_epoch_begin
     on_train_begin pre_batch start_epoch end_epoch beginfit begin_batches afterLoss epoch_end
-    cleanup_fit clean_up_batch after_validate after_backwards begn_epoch after_cancel
+    cleanup_fit clean_up_batch after_validation after_backwards begn_epoch after_cancel
     before_backward
 """.split()
 
@@ -285,16 +285,15 @@ def test_used_up_iterators_and_bad_batches():
     with pytest.raises(ValueError, match='train_dl yields no batch.*used up'):
         Runner().fit(2, learn)
     for batch, what in (
-        (torch.zeros(3, 4), r'a tensor of shape \(3, 4\)'),
-        (torch.zeros(2, 4), r'a tensor of shape \(2, 4\)'),
-        ({'x': 1}, 'type dict, of length 1'),
-        ({'x': 1, 'y': 2}, 'type dict, of length 2'),
+        (torch.tensor(3.), r'a tensor of shape \(\)'),
+        ({}, 'type dict, of length 0'),
+        ((), 'type tuple, of length 0'),
         ('ab', 'type str'),
-        ((1, 2, 3), 'type tuple, of length 3'),
         (7, 'type int'),
+        (None, 'type NoneType'),
     ):
         learn.data.train_dl = [batch]
-        with pytest.raises(TypeError, match=f'train_dl has to yield pairs.*{what}'):
+        with pytest.raises(TypeError, match=f'train_dl has to yield batches.*{what}'):
             Runner().fit(1, learn)
 
 
@@ -354,7 +353,8 @@ def test_learner_refuses_what_does_not_belong():
     for args, message in (
         ((model, loss_func, opt, data), 'no optimizer'),
         ((None, opt, loss_func, data), 'model is a NoneType'),
-        ((model, opt, None, data), 'loss_func is a NoneType'),
+        ((model, opt, 'mse', data), 'loss_func is a str'),
+        ((model, optim.SGD, loss_func, data), 'opt is a type: make an optimizer'),
         ((model, opt, loss_func, [1]), 'DataBunch'),
     ):
         with pytest.raises(TypeError, match=message): Learner(*args)
@@ -368,9 +368,11 @@ def test_functions_as_models_and_closures_of_optimizers():
     learn = Learner(lambda x: x @ w, optim.SGD([w], lr=0.1), F.cross_entropy, data)
     Runner().fit(1, learn)
     assert w.abs().sum() > 0
+    class Odd(optim.SGD):
+        def step(self, one, two): pass
     model = nn.Linear(4, 3)
-    with pytest.raises(TypeError, match='LBFGS.step needs arguments, as a closure'):
-        Learner(model, optim.LBFGS(model.parameters()), F.cross_entropy, data)
+    with pytest.raises(TypeError, match=r'Odd.step\(one, two\) cannot be called without arguments'):
+        Learner(model, Odd(model.parameters()), F.cross_entropy, data)
 
 
 def test_get_model_uses_the_data():
@@ -485,8 +487,8 @@ def test_cancelled_batches_are_not_in_the_statistics():
             if self.in_train and self.n_iter == 2: raise CancelEpochException()
     run = quiet_runner([Two(), AvgStatsCallback(accuracy)])
     run.fit(1, tiny_learner())
-    assert len(run.avg_stats.train_stats._losses) == 2
-    assert len(run.avg_stats.valid_stats._losses) == 2
+    assert len(run.avg_stats.train_stats._means[0].values) == 2
+    assert len(run.avg_stats.valid_stats._means[0].values) == 2
 
 
 def test_nothing_is_read_from_the_device_per_batch(monkeypatch):
@@ -561,17 +563,17 @@ def test_metrics_of_one_name_and_metrics_that_are_no_numbers():
     run.fit(1, tiny_learner())
     names = ('loss', 'multiclass_accuracy', 'multiclass_accuracy_2')
     columns = [f'{p}_{n}' for p in ('train', 'valid') for n in names]
-    assert list(run.avg_stats.epoch_row()) == columns
+    assert list(run.metrics) == columns
 
     run = quiet_runner(AvgStatsCallback(MetricCollection([MulticlassAccuracy(3)])))
     run.fit(1, tiny_learner())
-    assert 'valid_multiclass_accuracy' in run.avg_stats.epoch_row()
+    assert 'valid_MulticlassAccuracy' in run.metrics
 
-    per_class = MulticlassAccuracy(3, average=None)
-    for metric in (per_class, lambda p, y: p.mean(0), lambda p, y: None):
+    for metric, message in ((lambda p, y: None, 'metric has to return numbers, but returned'),
+                            (lambda p, y: 'much', 'has to return numbers, but returned')):
         run = Runner(AvgStatsCallback([metric]))
-        message = 'has to (return|compute) one number, but (returned|computed)'
         with pytest.raises(TypeError, match=message): run.fit(1, tiny_learner())
+        assert run.n_iter == 0   # and not after the whole epoch
 
 
 def test_metrics_of_tuple_predictions_keep_no_graph():
@@ -581,7 +583,7 @@ def test_metrics_of_tuple_predictions_keep_no_graph():
     learn = tiny_learner(model=Two(4, 3), loss_func=loss_of_first)
     run = quiet_runner(AvgStatsCallback([lambda p, y: F.cross_entropy(p[0], y)]))
     run.fit(1, learn)
-    assert not any(v.requires_grad for vs in run.avg_stats.train_stats._values for v in vs)
+    assert not any(v.requires_grad for m in run.avg_stats.train_stats._means for v in m.values)
     assert not run.pred[0].requires_grad
 
 

@@ -139,9 +139,9 @@ def books_and_schedule(): return [*books(), ParamScheduler('lr', sched_lin(0.1, 
 
 # more than by hand: measured on Python 3.11, and a tenth for other versions
 @pytest.mark.parametrize('cbs, most', [
-    (nothing, 17),
-    (books, 64),
-    (books_and_schedule, 91),
+    (nothing, 26),
+    (books, 67),
+    (books_and_schedule, 97),
 ])
 def test_calls_of_functions_a_step(cbs, most):
     ours = a_step(calls, fit, cbs)
@@ -164,12 +164,12 @@ def test_a_step_without_callbacks_is_the_same_operations_as_by_hand():
     assert a_step(operations, fit, nothing) == a_step(operations, by_hand, nothing)
 
 
-def test_books_add_four_operations_and_never_look():
-    "Two to count labels that are not ignored, and two more `detach`, which take next to nothing"
+def test_books_add_six_operations_and_never_look():
+    "Four to count labels that are not ignored, and two `detach`, which take next to nothing"
     ours = a_step(operations, fit, books)
     hand = a_step(operations, by_hand, books)
     different = {k: (ours.get(k), hand.get(k)) for k in ours | hand if ours.get(k) != hand.get(k)}
-    assert sum(ours.values()) - sum(hand.values()) <= 4, different
+    assert sum(ours.values()) - sum(hand.values()) <= 6, different
     assert '_local_scalar_dense' not in ours   # .item(), a wait for the device
 
 

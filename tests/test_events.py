@@ -12,11 +12,11 @@ from minifastai.callbacks import (
     Callback, CancelBatchException, CancelEpochException, CancelTrainException, EVENTS)
 from minifastai.learner import Runner
 
-TRAIN = ['begin_batch', 'after_pred', 'after_loss', 'after_backward', 'after_step', 'after_batch',
-         'cleanup_batch']
+TRAIN = ['begin_batch', 'after_pred', 'after_loss', 'after_backward', 'begin_step', 'after_step',
+         'after_batch', 'cleanup_batch']
 VALID = ['begin_batch', 'after_pred', 'after_loss', 'after_batch', 'cleanup_batch']
-EPOCH = ['begin_epoch', *TRAIN*3, 'begin_validate', *VALID*2, 'cleanup_validate',
-         'after_epoch', 'cleanup_epoch']
+EPOCH = ['begin_epoch', *TRAIN*3, 'begin_validate', *VALID*2, 'after_validate',
+         'cleanup_validate', 'after_epoch', 'cleanup_epoch']
 CANCELS = {
     'after_cancel_batch': CancelBatchException,
     'after_cancel_epoch': CancelEpochException,
@@ -60,6 +60,7 @@ EXPECTED = {
     'after_pred': IN_BATCH,
     'after_loss': IN_BATCH,
     'after_backward': IN_BATCH,
+    'begin_step': IN_BATCH,
     'after_step': IN_BATCH,
     'after_batch': BATCH_IS_DONE,
     'after_cancel_batch': BATCH_IS_DONE,
@@ -71,6 +72,11 @@ EXPECTED = {
     'begin_validate': {
         CancelBatchException: OVER,
         CancelEpochException: [E, 'cleanup_validate', 'after_epoch'],
+        CancelTrainException: ['cleanup_validate', *LEAVE_EPOCH],
+    },
+    'after_validate': {
+        CancelBatchException: OVER,
+        CancelEpochException: ['cleanup_validate', 'after_epoch'],
         CancelTrainException: ['cleanup_validate', *LEAVE_EPOCH],
     },
     'cleanup_validate': {
@@ -176,7 +182,7 @@ def test_error_at_event(event, exc):
     assert error is exc
     is_open = {
         'cleanup_batch': event in (*TRAIN, 'after_cancel_batch'),
-        'cleanup_validate': event in ('begin_validate', 'cleanup_validate'),
+        'cleanup_validate': event in ('begin_validate', 'after_validate', 'cleanup_validate'),
         'cleanup_epoch': event not in ('begin_fit', 'after_cancel_train', 'after_fit'),
     }
     cleanups = [cleanup for cleanup, needed in is_open.items() if needed]
@@ -396,12 +402,14 @@ def test_true_skips_exactly_its_phase():
         return tracer.trace
 
     assert trace_of_skipping('begin_epoch') == [
-        'begin_fit', 'begin_epoch', 'begin_validate', *VALID*2, 'cleanup_validate',
-        'after_epoch', 'cleanup_epoch', 'after_fit']
+        'begin_fit', 'begin_epoch', 'begin_validate', *VALID*2, 'after_validate',
+        'cleanup_validate', 'after_epoch', 'cleanup_epoch', 'after_fit']
     assert trace_of_skipping('begin_validate') == [
-        'begin_fit', 'begin_epoch', *TRAIN*3, 'begin_validate', 'cleanup_validate',
-        'after_epoch', 'cleanup_epoch', 'after_fit']
-    for event in set(EVENTS) - {'begin_epoch', 'begin_validate'}:
+        'begin_fit', 'begin_epoch', *TRAIN*3, 'begin_validate', 'after_validate',
+        'cleanup_validate', 'after_epoch', 'cleanup_epoch', 'after_fit']
+    without = [event for event in EPOCH if event not in ('begin_step', 'after_step')]
+    assert trace_of_skipping('begin_step') == ['begin_fit', *without, 'after_fit']
+    for event in set(EVENTS) - {'begin_epoch', 'begin_validate', 'begin_step'}:
         # nowhere else does a result mean anything
         assert trace_of_skipping(event) == ['begin_fit', *EPOCH, 'after_fit']
 

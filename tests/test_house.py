@@ -86,4 +86,4 @@ def test_orders_are_relative_to_the_callback_that_comes_before():
     for path in (root/'minifastai').glob('[!_]*.py'):
         for line in path.read_text(encoding='utf-8').splitlines():
             if path.stem != 'callbacks' and re.match(r' +_order(:float)? *=', line):
-                assert re.search(r'= *\w+\._order \+ \d+', line), f'{path.stem}: {line.strip()}'
+                assert re.search(r'= *\w+\._order [+-] \d+', line), f'{path.stem}: {line.strip()}'

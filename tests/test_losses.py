@@ -121,8 +121,9 @@ def test_in_a_learner_with_unequal_batches():
     stats = AvgStatsCallback(exact_match)
 
     def row_and_predictions():
-        Runner(stats).fit(1, learn)
-        with torch.no_grad(): return stats.epoch_row(), learn.model(xb)
+        run = Runner(stats)
+        run.fit(1, learn)
+        with torch.no_grad(): return run.metrics, learn.model(xb)
 
     row, pred = row_and_predictions()
     assert row['valid_loss'] == pytest.approx(binomial_loss(pred, yb).item(), abs=1e-6)

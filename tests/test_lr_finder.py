@@ -352,7 +352,7 @@ def test_schedulers_of_other_optimizers_are_refused():
     with pytest.raises(ValueError, match="another optimizer's"):
         Runner(of_other).fit(1, tiny_learner())
     plateau = LRSchedulerCallback(optim.lr_scheduler.ReduceLROnPlateau, per_batch=False)
-    with pytest.raises(ValueError, match='and an AvgStatsCallback'):
+    with pytest.raises(ValueError, match='add an AvgStatsCallback'):
         Runner(plateau).fit(1, tiny_learner())
 
 

@@ -28,10 +28,10 @@ notebooks = sorted(notebooks_in('nbs') + notebooks_in('nbs/modules'))
 each_notebook = pytest.mark.parametrize('nb', notebooks, ids=lambda p: p.stem)
 modules = sorted(p for p in package.glob('*.py') if not p.name.startswith('_'))
 # imports go from right to left
-CHAPTERS = ['utils', 'datasets', 'data', 'callbacks', 'checks', 'learner', 'metrics', 'progress',
-            'losses', 'schedules', 'recorder', 'lr_finder', 'device', 'cnn', 'init', 'hooks',
-            'activations', 'norms', 'augment', 'resnet', 'recipes', 'checkpoint', 'terminate',
-            'cli', 'all']
+CHAPTERS = ['utils', 'datasets', 'data', 'callbacks', 'batches', 'checks', 'learner', 'metrics',
+            'progress', 'gradients', 'losses', 'schedules', 'recorder', 'lr_finder', 'device',
+            'cnn', 'init', 'hooks', 'activations', 'norms', 'augment', 'resnet', 'recipes',
+            'checkpoint', 'terminate', 'cli', 'all']
 SITE_WIDE = ('all',)
 
 
