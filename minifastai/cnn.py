@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
-from .utils import check_count, listify
+from .utils import check_count, describe, listify
 from .data import DataBunch
 from .callbacks import Callback
 from .learner import Learner, Runner
@@ -165,10 +165,11 @@ class ImageSequential(nn.Sequential):
 
     def forward(self, x):
         c = self.n_in
-        if c is not None and not (x.dim() == 4 and x.shape[1] == c):
+        if c is not None and not (isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] == c):
+            given = tuple(x.shape) if isinstance(x, Tensor) else describe(x)
             raise ValueError(
-                f"This network takes images of shape (N, {c}, H, W), but was given "
-                f"{tuple(x.shape)}. To give rows of pixels their shape back: "
+                f"This network takes images of shape (N, {c}, H, W), but was given {given}. To "
+                "give rows of pixels their shape back: "
                 f"BatchTransformXCallback(view_tfm({c}, H, W))")
         return super().forward(x)
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from .batches import call_model, moved
 from .utils import (
-    device_of, first_tensor, kept_modes, listify, map_tensors, n_params)
+    device_of, first_tensor, kept_modes, listify, n_params)
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #707c5675
 class _RunEagerly:
@@ -215,7 +216,7 @@ class _RowHooks:
         for h in self.handles: h.remove()
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #9bbdf6a6
-def _counted_rows(model, args, kwargs, items) -> list[SummaryRow]:
+def _counted_rows(model, xb, items) -> list[SummaryRow]:
     "Run `model` once, leave it as it was, and return a row for each of its modules."
     counter = FlopCounterMode(display=False)
     hooks = _RowHooks(model, counter, items)
@@ -225,9 +226,9 @@ def _counted_rows(model, args, kwargs, items) -> list[SummaryRow]:
         torch.backends.mha.set_fastpath_enabled(False)   # PyTorch counts plain operations only
         with eagerly, kept_modes(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model.eval()
-            model(*args, **kwargs)
+            call_model(model, xb)
     except Exception as e:
-        at, inp = SummaryRow('', type(model).__name__, 0), (*args, *kwargs.values())
+        at, inp = SummaryRow('', type(model).__name__, 0), xb
         if hooks.inside: at, inp, _ = hooks.inside[-1]
         raise ValueError(f"summary: {at.kind} {at.name!r} failed on an input of shape "
                          f"{_show_shape(_shape(inp))}: {e}") from e
@@ -280,17 +281,14 @@ class Summary:
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #136922c9
 def summary(
     model:nn.Module, # Any model
-    xb,              # A batch (N, ...); a tuple of inputs; or a dictionary of inputs by keyword
+    xb,              # A batch (N, ...), or several inputs in a tuple, or by name in a dictionary
 ) -> Summary: # Shows itself, and has the numbers in `rows`
     """Make a table of a model's modules: output shapes, parameters, multiply-adds for one item.
 
-    A dictionary that is one input goes into a tuple: `summary(model, (batch,))`. A `ValueError`
-    names the layer that cannot take its input."""
+    The model gets its inputs as in training. A `ValueError` names the layer that cannot take its
+    input."""
     model = getattr(model, '_orig_mod', model)   # what torch.compile wraps
-    device = device_of(model)
-    xb = map_tensors(lambda t: t.to(device), xb)
-    args = () if isinstance(xb, Mapping) else xb if isinstance(xb, tuple) else (xb,)
-    kwargs = dict(xb) if isinstance(xb, Mapping) else {}
-    first = first_tensor((args, kwargs))
+    xb = moved(xb, device_of(model))
+    first = first_tensor(xb)
     items = max(len(first), 1) if first is not None and first.dim() else 1
-    return Summary(_counted_rows(model, args, kwargs, items), n_params(model, trained=True))
+    return Summary(_counted_rows(model, xb, items), n_params(model, trained=True))

@@ -2,6 +2,7 @@
 import copy
 import math
 import pickle
+from collections import UserDict
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from helpers import exported_is_the_same, LESSON_DATA
 from torch import nn, optim
 
 from minifastai.data import DataBunch, Dataset, get_dls
-from minifastai.callbacks import Callback
+from minifastai.callbacks import Callback, CancelTrainException
 from minifastai.learner import Learner, Runner
 from minifastai.device import CudaCallback, default_device
 from minifastai.cnn import (
@@ -282,6 +283,80 @@ def test_cuda_callback_moves_everything():
     state = [v for s in opt.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
     assert {device.type for device in seen[-6:]} == {default_device().type}
     assert {v.device.type for v in state} == {default_device().type}
+
+
+# `meta` stands for a device that is not here: its tensors have a shape and no numbers
+def on_meta():
+    cuda = CudaCallback('cpu')
+    cuda.device = torch.device('meta')
+    return cuda
+
+
+class CustomLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('weight', torch.ones(2))
+
+    def forward(self, pred, yb): return F.cross_entropy(pred, yb, self.weight)
+
+
+class LossOfOne(CustomLoss):
+    def forward(self, pred): return (pred*self.weight).sum()
+
+
+WEIGHT = torch.tensor([1., 2.])
+
+
+@pytest.mark.parametrize('loss_func', [
+    nn.CrossEntropyLoss(weight=WEIGHT),
+    partial(F.cross_entropy, weight=WEIGHT),
+    partial(nn.CrossEntropyLoss(weight=WEIGHT)),
+    partial(partial(lambda w, pred, yb, ws: (pred*w*ws[0]).sum(), WEIGHT), ws=[WEIGHT]),
+    CustomLoss(),
+    CustomLoss().forward,
+    LossOfOne(),
+    F.cross_entropy,
+], ids=['module', 'keyword', 'partial', 'arguments', 'custom', 'method', 'of one', 'function'])
+def test_cuda_callback_moves_the_loss_function(loss_func):
+    done = []
+
+    class Once(Callback):
+        def after_pred(self):
+            loss = self.loss_func(self.pred, self.yb)
+            done.append(loss.is_meta)
+            raise CancelTrainException
+
+    model = nn.Linear(4, 2)
+    data = DataBunch([(torch.randn(6, 4), torch.randint(2, (6,)))], None, 2)
+    learn = Learner(model, optim.SGD(model.parameters(), 0.1), loss_func, data)
+    Runner([on_meta(), Once()]).fit(1, learn)
+    assert done == [True]
+
+
+class Graphs:
+    "A batch with a method `to`, as libraries for texts and graphs have them"
+    def __init__(self, x): self.x = x
+    def to(self, device): return Graphs(x=self.x.to(device))
+
+
+@pytest.mark.parametrize('make, tensors', [
+    (lambda x: Graphs(x), lambda b: [b.x]),
+    (lambda x: [Graphs(x), {'more': (Graphs(x), x)}],
+     lambda b: [b[0].x, b[1]['more'][0].x, b[1]['more'][1]]),
+    (lambda x: UserDict(ids=x, mask=[x]), lambda b: [b['ids'], b['mask'][0]]),
+    (lambda x: nn.utils.rnn.pack_sequence([x, x[:2]]), lambda b: [b.data]),
+], ids=['object', 'nested', 'mapping', 'packed'])
+def test_cuda_callback_moves_any_batch(make, tensors):
+    run = Runner()
+    cuda = on_meta()
+    cuda.run = run
+    run.xb = run.yb = make(torch.randn(3, 4))
+    cuda.begin_batch()
+    assert all(t.is_meta for t in tensors(run.xb))
+    assert run.yb is run.xb   # its own target is moved once
+    run.xb, run.yb = make(torch.randn(3, 4)), torch.zeros(3)
+    cuda.begin_batch()
+    assert all(t.is_meta for t in (*tensors(run.xb), run.yb))
 
 
 def test_cuda_callback_refuses_devices_that_it_cannot_use():

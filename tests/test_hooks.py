@@ -431,6 +431,18 @@ def test_figures_have_one_panel_a_layer(figures):
     assert len(plot_dead(stats.hooks[:1])) == 1
 
 
+@pytest.mark.parametrize('plot', [plot_stats, plot_hists, plot_dead, plot_activations])
+def test_a_figure_is_a_new_one(figures, plot):
+    "An earlier figure of the same cell stays as it is"
+    import matplotlib.pyplot as plt
+    hook = recorded(torch.randn(8))
+    plt.plot([1, 2])
+    earlier = plt.gcf()
+    drawn = {plot([hook]).flatten()[0].figure for _ in range(2)}
+    assert len(drawn | {earlier}) == 3
+    assert len(earlier.axes) == len(earlier.axes[0].lines) == 1
+
+
 def test_figures_of_a_deep_network(figures):
     layers = [nn.Linear(4, 4) for _ in range(30)]
     stats = ActivationStats()
@@ -556,6 +568,7 @@ def test_summary_of_several_inputs():
         inputs = mapping(input1=a, input2=b)
         assert summary(nn.Bilinear(3, 4, 2), inputs).total.shape == (6, 2)
     assert summary(Takes(), (dict(a=a),)).total.shape == (6, 3)
+    assert summary(nn.Sequential(Takes()), dict(a=a)).total.shape == (6, 3)
     with pytest.raises(ValueError, match=r"on an input of shape \[\(6, 3\), \(6, 4\)\]"):
         summary(Takes(), dict(a=a, b=b))
 

@@ -671,9 +671,12 @@ def test_refused_input_changes_nothing():
 def test_drawing_any_norm():
     import matplotlib.pyplot as plt
     norms = {'mine': lambda nf: nn.GroupNorm(2, nf), 'running': RunningBatchNorm}
+    earlier = plt.figure()
     axs = plot_norms(norms, shape=(2, 4, 2, 2))
+    assert axs[0].figure is not earlier
+    assert not earlier.axes
     assert [ax.get_title() for ax in axs] == ['mine', 'running']
-    plt.close(axs[0].figure)
+    plt.close('all')
 
 
 def test_init_cnn_reaches_every_convolution():
