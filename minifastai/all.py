@@ -14,16 +14,17 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'combine_scheds', 'cos_1cycle_anneal', 'LRSchedulerCallback', 'ParamScheduler',
            'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'Recorder', 'write_csv', 'LR_Find',
            'lr_find', 'LRFindResult', 'CudaCallback', 'default_device', 'BatchTransformXCallback',
-           'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model', 'get_runner', 'Lambda',
-           'mnist_resize', 'view_tfm', 'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn',
-           'children', 'Hook', 'Hooks', 'ListContainer', 'summary', 'ActivationStats',
-           'append_stats', 'get_hist', 'get_min', 'plot_activations', 'plot_dead', 'plot_hists',
-           'plot_stats', 'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm',
-           'LayerNorm', 'plot_norms', 'RunningBatchNorm', 'affine', 'affine_tfms',
-           'AugmentCallback', 'identity', 'random_affine', 'shift_tfms', 'TTA', 'res_layer',
-           'ResBlock', 'AverageWeightsCallback', 'Recipe', 'RECIPES', 'Checkpoint',
-           'CheckpointCallback', 'CheckpointError', 'find_checkpoint', 'first_not_finite',
-           'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train']
+           'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model', 'get_runner', 'ImageSequential',
+           'Lambda', 'mnist_resize', 'view_tfm', 'act_gain', 'GeneralRelu', 'get_learn_run',
+           'init_cnn', 'init_cnn_', 'children', 'Hook', 'Hooks', 'ListContainer', 'Summary',
+           'summary', 'SummaryRow', 'ActivationStats', 'append_stats', 'get_hist', 'get_min',
+           'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'BatchNorm', 'conv_layer',
+           'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms', 'RunningBatchNorm',
+           'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms',
+           'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
+           'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
+           'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find',
+           'minifastai_train']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -56,10 +57,10 @@ from .recorder import Recorder, write_csv
 from .lr_finder import LR_Find, lr_find, LRFindResult
 from .device import CudaCallback, default_device
 from .cnn import (
-    BatchTransformXCallback, conv2d, flatten, get_cnn_layers, get_cnn_model, get_runner, Lambda,
-    mnist_resize, view_tfm)
-from .init import act_gain, GeneralRelu, get_learn_run, init_cnn
-from .hooks import children, Hook, Hooks, ListContainer, summary
+    BatchTransformXCallback, conv2d, flatten, get_cnn_layers, get_cnn_model, get_runner,
+    ImageSequential, Lambda, mnist_resize, view_tfm)
+from .init import act_gain, GeneralRelu, get_learn_run, init_cnn, init_cnn_
+from .hooks import children, Hook, Hooks, ListContainer, Summary, summary, SummaryRow
 from minifastai.activations import (
     ActivationStats, append_stats, get_hist, get_min, plot_activations, plot_dead, plot_hists,
     plot_stats)
@@ -69,7 +70,7 @@ from .norms import (
 from .augment import (
     affine, affine_tfms, AugmentCallback, identity, random_affine, shift_tfms, TTA)
 from .resnet import res_layer, ResBlock
-from .recipes import AverageWeightsCallback, Recipe, RECIPES
+from .recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
 from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
 from .terminate import first_not_finite, TerminateOnNaNCallback
 from .cli import keep_freed_memory, minifastai_lr_find, minifastai_train
@@ -93,9 +94,9 @@ _all_ = [
     'LR_Find', 'lr_find', 'LRFindResult',
     'CudaCallback', 'default_device',
     'BatchTransformXCallback', 'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model', 'get_runner',
-    'Lambda', 'mnist_resize', 'view_tfm',
-    'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn',
-    'children', 'Hook', 'Hooks', 'ListContainer', 'summary',
+    'ImageSequential', 'Lambda', 'mnist_resize', 'view_tfm',
+    'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn', 'init_cnn_',
+    'children', 'Hook', 'Hooks', 'ListContainer', 'Summary', 'summary', 'SummaryRow',
     'ActivationStats', 'append_stats', 'get_hist', 'get_min', 'plot_activations', 'plot_dead',
     'plot_hists', 'plot_stats',
     'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms',
@@ -103,7 +104,7 @@ _all_ = [
     'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms',
     'TTA',
     'res_layer', 'ResBlock',
-    'AverageWeightsCallback', 'Recipe', 'RECIPES',
+    'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
     'first_not_finite', 'TerminateOnNaNCallback',
     'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train',
