@@ -117,8 +117,8 @@ def is_machinery(module, name) -> bool:
     for_readers = dict(utils=('listify', 'camel2snake'), checks=(),
                        batches=('call_model', 'predict', 'split_batch'))
     if module in for_readers: return name not in for_readers[module]
-    return name in ('RUN_ATTRS', 'shadows', 'cancel_rank', 'frozen_modules', 'counted', 'LossWeight',
-                    'numbers_only', 'find_metric', 'set_setting', 'ratios_to_last')
+    return name in ('RUN_ATTRS', 'shadows', 'cancel_rank', 'frozen_modules', 'counted',
+                    'LossWeight', 'numbers_only', 'find_metric', 'set_setting', 'ratios_to_last')
 
 
 def test_all_has_every_name():
