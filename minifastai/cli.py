@@ -19,7 +19,7 @@ import torch
 from fastcore.script import CliError, call_parse
 from torch import Tensor, nn
 from . import __version__
-from .utils import BLUE, ORANGE, n_params
+from .utils import BLUE, ORANGE, n_params, read_file, weights_to_bytes
 from .datasets import find_mnist, get_data
 from .data import DataBunch, Dataset, get_dls, normalize
 from .callbacks import Callback
@@ -291,14 +291,6 @@ _SETTINGS = dict(recipe=str, epochs=int, bs=int, lr=float, momentum=float, norm=
 _ADDED_LATER = dict(every=200, classes=10, channels=1, size=28)
 # the options that are among a run's settings
 _SAVED = ('recipe', 'epochs', 'bs', 'lr', 'momentum', 'norm', 'dataset', 'seed', 'every')
-_MOST_BYTES = 2**20   # of settings; a real file has less than a thousand
-
-def _read_json(path:Path):
-    "Read a small JSON file: nothing that would take for ever, or all memory."
-    if not path.is_file(): raise ValueError("it is no regular file")
-    if path.stat().st_size > _MOST_BYTES: raise ValueError("it is far too large")
-    try: return json.loads(path.read_bytes())
-    except RecursionError: raise ValueError("it is nested too deeply") from None
 
 def _read_settings(folder:Path) -> dict:
     "Read the settings of the run in `folder`, or raise a `ValueError` that says what is wrong."
@@ -306,8 +298,10 @@ def _read_settings(folder:Path) -> dict:
     if not os.path.lexists(path):
         raise ValueError(f"{folder} is not a run of minifastai-train: "
                          "there is no settings.json in it")
-    try: settings = _read_json(path)
-    except ValueError as e: raise ValueError(f"{path} is damaged: {e}") from None
+    content = read_file(path, most=2**20)   # a real one has less than a thousand bytes
+    try: settings = json.loads(content)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged: {e}") from None
     added = {k: type(v) for k, v in _ADDED_LATER.items()}
     for k, kind in (_SETTINGS | added).items():
         if not isinstance(settings, dict) or not _is_a(kind, (_ADDED_LATER | settings).get(k)):
@@ -611,18 +605,16 @@ _CONDITIONS = ('every', 'device', 'torch', 'threads')
 
 def _write_results(training:_Training):
     "Write a run's tables, figures and weights."
-    from safetensors.torch import save
     job, folder, recorder = training.job, training.folder, training.callback(Recorder)
     epochs, batches = recorder.history, recorder.batch_rows()
     _write(folder/'history.csv', partial(write_csv, rows=epochs))
     _write(folder/'batches.csv', partial(write_csv, rows=batches))
     for name, fig in _plot_run(batches, epochs).items():
         _write(folder/f'{name}.png', partial(fig.savefig, dpi=150))
-    state = job.learn.model.state_dict()
-    weights = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     about = {k: v for k, v in job.settings.items() if k not in _CONDITIONS}
     about |= dict(epochs=len(epochs), batches=job.run.n_iter)
-    content = save(weights, metadata=dict(minifastai=json.dumps(about)))
+    weights = job.learn.model.state_dict()
+    content = weights_to_bytes(weights, dict(minifastai=json.dumps(about)))
     _write(folder/'model.safetensors', lambda part: part.write_bytes(content))
 
 # %% ../nbs/90_cli.ipynb #c5d17a2f
