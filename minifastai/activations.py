@@ -7,7 +7,7 @@ __all__ = ['append_stats', 'get_hist', 'get_min', 'plot_stats', 'plot_hists', 'p
            'plot_activations', 'ActivationStats']
 
 # %% ../nbs/modules/06-activations.ipynb #4f42789f
-import fnmatch, math
+import fnmatch, math, warnings
 import torch
 from torch import Tensor, nn
 from .callbacks import Callback
@@ -30,13 +30,14 @@ def _stride(n:int, wanted:int=5_000) -> int:
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #57a3765a
 def _begin_stats(hook, mod, bins, lo, hi, plateau):
     "Give a hook that sees its first output what `_keep_stats` fills."
-    hook.stats = ([], [], [])   # means, standard deviations, histograms
+    hook.stats = ([], [])   # means and standard deviations, as in the lesson
+    hook.hists = []
     hook.dead = []
     hook.steps = []
-    hook.scales = []            # how many activations each one in a histogram stands for
+    hook.scales = []        # how many activations each one in a histogram stands for
     hook.range = (bins, lo, hi)
     hook.plateau = _plateau(mod) if plateau is None else plateau
-    hook.scratch = None         # memory of the output's size
+    hook.scratch = None     # memory of the output's size
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #44157dcf
 def _keep_stats(hook, mod, outp, *, step=None, bins=68, lo=-7., hi=10., plateau=None, tol=1e-3):
@@ -44,7 +45,7 @@ def _keep_stats(hook, mod, outp, *, step=None, bins=68, lo=-7., hi=10., plateau=
     x = first_tensor(outp)
     if x is None or not x.numel(): return
     if not hasattr(hook, 'stats'): _begin_stats(hook, mod, bins, lo, hi, plateau)
-    means, stds, hists = hook.stats
+    means, stds = hook.stats
     x = x.detach().reshape(-1).float()
     n = len(x)
     means.append(x.mean())
@@ -61,7 +62,7 @@ def _keep_stats(hook, mod, outp, *, step=None, bins=68, lo=-7., hi=10., plateau=
     hook.scales.append(n/len(sample))
     # one more bin on each side, for what is out of range
     w = (hi-lo)/bins
-    hists.append(sample.clamp(lo - w/2, hi + w/2).histc(bins + 2, lo - w, hi + w))
+    hook.hists.append(sample.clamp(lo - w/2, hi + w/2).histc(bins + 2, lo - w, hi + w))
 
     d = torch.sub(x, hook.plateau, out=d).abs_() if hook.plateau else torch.abs(x, out=d)
     # in place: a tensor of bools takes four times as long to count
@@ -71,7 +72,7 @@ def _keep_stats(hook, mod, outp, *, step=None, bins=68, lo=-7., hi=10., plateau=
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #ecfe1d6e
 def append_stats(
-    hook:Hook,     # Gets lists: `stats` of means, standard deviations and histograms, and `dead`
+    hook:Hook,     # Gets `stats`, a pair of lists of means and deviations, `hists` and `dead`
     mod:nn.Module, # The module
     inp,           # Its inputs
     outp,          # Its output: a tensor, or a structure whose first tensor counts
@@ -96,7 +97,7 @@ def get_hist(
     """Make an image of a hook's histograms, the lowest values first.
 
     Each number is the logarithm of one plus the count."""
-    return (torch.stack(h.stats[2], 1).cpu()*torch.tensor(h.scales)).log1p()
+    return (torch.stack(h.hists, 1).cpu()*torch.tensor(h.scales)).log1p()
 
 def get_min(
     h:Hook, # Has seen training batches with `append_stats`
@@ -184,7 +185,7 @@ def _reach(hooks) -> tuple[float, float]:
     for h in hooks:
         bins, lo, hi = h.range
         w = (hi-lo)/bins
-        most = torch.stack(h.stats[2], 1).amax(1)
+        most = torch.stack(h.hists, 1).amax(1)
         held = most.nonzero()[:, 0].tolist() or [0, bins + 1]
         lows.append(lo + (held[0]-1)*w)   # bin 0 lies below `lo`
         highs.append(lo + held[-1]*w)
@@ -286,6 +287,7 @@ def _listed_modules(named, layers) -> dict[str, nn.Module]:
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #a5d67f00
 def _find_modules(model, layers) -> dict[str, nn.Module]:
     "The modules of `model` that `layers` chooses, by name."
+    model = getattr(model, '_orig_mod', model)   # what torch.compile wraps
     if layers is None: return _default_modules(model)
     named = dict(model.named_modules())
     if isinstance(layers, str):
@@ -307,7 +309,7 @@ class ActivationStats(Callback):
 
     `layers` may be a class or several, a pattern of names such as `'*.relu'`, a function of name
     and module, or a list of modules. The hooks are gone after the fit. If a layer is called
-    several times in a batch, the first call counts."""
+    several times in a batch, the first call counts. A compiled model runs as it was written."""
     def __init__(self,
         layers=None, # Which layers, see above; by default the model's children
         *,
@@ -325,7 +327,19 @@ class ActivationStats(Callback):
         self.kwargs = kwargs
         self.hooks = []
 
-    def begin_fit(self): self.hooks = Hooks(_find_modules(self.model, self.layers), self._keep)
+    def begin_fit(self):
+        self.hooks = Hooks(_find_modules(self.model, self.layers), self._keep)
+        self._looked = False
+
+    def after_pred(self):
+        if self._looked or not self.in_train or self.n_iter % self.every: return
+        self._looked = True
+        if any(hasattr(h, 'steps') for h in self.hooks): return
+        names = ', '.join(h.name for h in self.hooks)
+        warnings.warn("ActivationStats has nothing from the first batch: none of its layers was "
+                      "called with a tensor as the result. A scripted or traced model calls no "
+                      f"hooks on its layers: train the model that it was made of. Hooked: {names}",
+                      stacklevel=2)
 
     def _keep(self, hook, mod, inp, outp):
         step = self.n_iter

@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
            'camel2snake', 'listify', 'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
-           'DataBunch', 'Dataset', 'get_dls', 'IndexBatches', 'normalize', 'normalize_to',
-           'show_images', 'Callback', 'CancelBatchException', 'CancelEpochException',
-           'CancelException', 'CancelTrainException', 'EVENTS', 'SEAMS', 'call_model', 'predict',
-           'split_batch', 'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback',
-           'accuracy', 'AvgStats', 'AvgStatsCallback', 'metric_mode', 'ProgressCallback',
-           'AccumulateCallback', 'ClipGradientsCallback', 'binomial_decode', 'binomial_loss',
-           'exact_match', 'combine_scheds', 'cos_1cycle_anneal', 'LRSchedulerCallback',
-           'ParamScheduler', 'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'Recorder',
-           'write_csv', 'LR_Find', 'lr_find', 'LRFindResult', 'CudaCallback', 'default_device',
-           'BatchTransformXCallback', 'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model',
-           'get_runner', 'Lambda', 'mnist_resize', 'view_tfm', 'act_gain', 'GeneralRelu',
-           'get_learn_run', 'init_cnn', 'children', 'Hook', 'Hooks', 'ListContainer', 'summary',
-           'ActivationStats', 'append_stats', 'get_hist', 'get_min', 'plot_activations',
-           'plot_dead', 'plot_hists', 'plot_stats', 'BatchNorm', 'conv_layer', 'get_norm',
-           'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms', 'RunningBatchNorm', 'affine',
-           'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms', 'TTA',
-           'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Recipe', 'RECIPES', 'Checkpoint',
-           'CheckpointCallback', 'CheckpointError', 'find_checkpoint', 'first_not_finite',
+           'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
+           'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
+           'CancelTrainException', 'EVENTS', 'SEAMS', 'call_model', 'predict', 'split_batch',
+           'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback', 'accuracy',
+           'AvgStats', 'AvgStatsCallback', 'metric_mode', 'ProgressCallback', 'AccumulateCallback',
+           'ClipGradientsCallback', 'binomial_decode', 'binomial_loss', 'exact_match',
+           'combine_scheds', 'cos_1cycle_anneal', 'LRSchedulerCallback', 'ParamScheduler',
+           'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'Recorder', 'write_csv', 'LR_Find',
+           'lr_find', 'LRFindResult', 'CudaCallback', 'default_device', 'BatchTransformXCallback',
+           'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model', 'get_runner', 'ImageSequential',
+           'Lambda', 'mnist_resize', 'view_tfm', 'act_gain', 'GeneralRelu', 'get_learn_run',
+           'init_cnn', 'init_cnn_', 'children', 'Hook', 'Hooks', 'ListContainer', 'Summary',
+           'summary', 'SummaryRow', 'ActivationStats', 'append_stats', 'get_hist', 'get_min',
+           'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'BatchNorm', 'conv_layer',
+           'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms', 'RunningBatchNorm',
+           'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms',
+           'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
+           'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
+           'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
            'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train']
 
 # %% ../nbs/91_all.ipynb #ca385b52
@@ -39,7 +40,7 @@ from torch.nn import init
 from .utils import camel2snake, listify
 from .datasets import find_mnist, get_data, get_test_data, parse_idx
 from .data import (
-    DataBunch, Dataset, get_dls, IndexBatches, normalize, normalize_to, show_images)
+    DataBunch, Dataset, get_dls, normalize, normalize_to, show_images)
 from minifastai.callbacks import (
     Callback, CancelBatchException, CancelEpochException, CancelException, CancelTrainException,
     EVENTS, SEAMS)
@@ -56,10 +57,10 @@ from .recorder import Recorder, write_csv
 from .lr_finder import LR_Find, lr_find, LRFindResult
 from .device import CudaCallback, default_device
 from .cnn import (
-    BatchTransformXCallback, conv2d, flatten, get_cnn_layers, get_cnn_model, get_runner, Lambda,
-    mnist_resize, view_tfm)
-from .init import act_gain, GeneralRelu, get_learn_run, init_cnn
-from .hooks import children, Hook, Hooks, ListContainer, summary
+    BatchTransformXCallback, conv2d, flatten, get_cnn_layers, get_cnn_model, get_runner,
+    ImageSequential, Lambda, mnist_resize, view_tfm)
+from .init import act_gain, GeneralRelu, get_learn_run, init_cnn, init_cnn_
+from .hooks import children, Hook, Hooks, ListContainer, Summary, summary, SummaryRow
 from minifastai.activations import (
     ActivationStats, append_stats, get_hist, get_min, plot_activations, plot_dead, plot_hists,
     plot_stats)
@@ -69,16 +70,18 @@ from .norms import (
 from .augment import (
     affine, affine_tfms, AugmentCallback, identity, random_affine, shift_tfms, TTA)
 from .resnet import res_layer, ResBlock
-from .recipes import AverageWeightsCallback, Recipe, RECIPES
-from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
-from .terminate import first_not_finite, TerminateOnNaNCallback
+from .recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
+from .checkpoint import (
+    Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint, FolderInUseError)
+from .terminate import (
+    EarlyStoppingCallback, first_not_finite, TerminateOnNaNCallback)
 from .cli import keep_freed_memory, minifastai_lr_find, minifastai_train
 
 _all_ = [
     'math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
     'camel2snake', 'listify',
     'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
-    'DataBunch', 'Dataset', 'get_dls', 'IndexBatches', 'normalize', 'normalize_to', 'show_images',
+    'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
     'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
     'CancelTrainException', 'EVENTS', 'SEAMS',
     'call_model', 'predict', 'split_batch',
@@ -93,9 +96,9 @@ _all_ = [
     'LR_Find', 'lr_find', 'LRFindResult',
     'CudaCallback', 'default_device',
     'BatchTransformXCallback', 'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model', 'get_runner',
-    'Lambda', 'mnist_resize', 'view_tfm',
-    'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn',
-    'children', 'Hook', 'Hooks', 'ListContainer', 'summary',
+    'ImageSequential', 'Lambda', 'mnist_resize', 'view_tfm',
+    'act_gain', 'GeneralRelu', 'get_learn_run', 'init_cnn', 'init_cnn_',
+    'children', 'Hook', 'Hooks', 'ListContainer', 'Summary', 'summary', 'SummaryRow',
     'ActivationStats', 'append_stats', 'get_hist', 'get_min', 'plot_activations', 'plot_dead',
     'plot_hists', 'plot_stats',
     'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms',
@@ -103,8 +106,9 @@ _all_ = [
     'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms',
     'TTA',
     'res_layer', 'ResBlock',
-    'AverageWeightsCallback', 'Recipe', 'RECIPES',
+    'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-    'first_not_finite', 'TerminateOnNaNCallback',
+    'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
+    'TerminateOnNaNCallback',
     'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train',
 ]

@@ -155,15 +155,16 @@ def _pieces(x, bs:int):
 
 # %% ../nbs/04c_loop.ipynb #e1434815
 def moved(
-    o,      # A batch, nested in any way; or an object with a method `to`
+    o,      # A batch, nested in any way, of tensors and of objects with a method `to`
     device, # Where to
     *,
     non_blocking:bool=False, # Copy beside the program, where the memory allows it?
 ): # The same structure
-    "Move a batch to a device: an object by its own `to`, anything else tensor by tensor."
-    if isinstance(o, Tensor): return o.to(device, non_blocking=non_blocking)
-    if hasattr(o, 'to') and not isinstance(o, type): return o.to(device)
-    return map_tensors(lambda t: t.to(device, non_blocking=non_blocking), o)
+    "Move a batch to a device: tensors, and objects by their own `to`."
+    def move(t):
+        if isinstance(t, Tensor): return t.to(device, non_blocking=non_blocking)
+        return t.to(device)
+    return map_tensors(move, o, leaf=lambda o: hasattr(o, 'to') and not isinstance(o, type))
 
 # %% ../nbs/04c_loop.ipynb #0692ee23
 @torch.no_grad()

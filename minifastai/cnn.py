@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Lambda', 'flatten', 'mnist_resize', 'conv2d', 'BatchTransformXCallback', 'view_tfm',
-           'get_cnn_layers', 'get_cnn_model', 'get_runner']
+           'get_cnn_layers', 'ImageSequential', 'get_cnn_model', 'get_runner']
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #cbb6c4a1
 import math
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
-from .utils import check_count, listify
+from .utils import check_count, describe, listify
 from .data import DataBunch
 from .callbacks import Callback
 from .learner import Learner, Runner
@@ -40,7 +40,7 @@ def flatten(
     x:Tensor, # (N, ...)
 ) -> Tensor: # (N, D)
     "Make one row of each item."
-    return x.reshape(len(x), math.prod(x.shape[1:]))
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #d511fa41
 def _reshape_items(size, x):
@@ -50,7 +50,7 @@ def _reshape_items(size, x):
         shape = ', '.join(map(str, size))
         raise ValueError(f"A batch {tuple(x.shape)} has {here} numbers for each item, and cannot "
                          f"be seen as (N, {shape}), which has {wanted}")
-    return x.reshape(len(x), *size)
+    return x.reshape(x.shape[0], *size)
 
 def mnist_resize(
     x:Tensor, # (N, 784)
@@ -152,15 +152,35 @@ def get_cnn_layers(
     return [*convs, nn.AdaptiveAvgPool2d(1), Lambda(flatten), nn.Linear(nfs[-1], data.c)]
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #49703a97
-def _check_images(c, model, args):
-    "Before the model's forward: are these images with `c` channels?"
-    if not args or not isinstance(args[0], Tensor): return
-    shape = tuple(args[0].shape)
-    if len(shape) == 4 and shape[1] == c: return
-    raise ValueError(f"This network takes images of shape (N, {c}, H, W), but was given {shape}. "
-                     "To give rows of pixels their shape back: "
-                     f"BatchTransformXCallback(view_tfm({c}, H, W))")
+class ImageSequential(nn.Sequential):
+    """Layers one after the other, for images (N, n_in, H, W).
 
+    Other inputs are a `ValueError`, which says what to do."""
+    def __init__(self,
+        *layers, # As for `nn.Sequential`
+        n_in:int|None=None, # Channels of the images; None: don't check the input
+    ):
+        super().__init__(*layers)
+        self.n_in = n_in
+
+    def forward(self, x):
+        c = self.n_in
+        if c is not None and not (isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] == c):
+            given = tuple(x.shape) if isinstance(x, Tensor) else describe(x)
+            raise ValueError(
+                f"This network takes images of shape (N, {c}, H, W), but was given {given}. To "
+                "give rows of pixels their shape back: "
+                f"BatchTransformXCallback(view_tfm({c}, H, W))")
+        return super().forward(x)
+
+    def __getitem__(self, idx):
+        part = super().__getitem__(idx)
+        if isinstance(idx, slice) and len(part) and part[0] is self[0]: part.n_in = self.n_in
+        return part
+
+    def extra_repr(self): return '' if self.n_in is None else f'n_in={self.n_in}'
+
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #b89412ae
 def get_cnn_model(
     data:DataBunch,        # Has the number of classes, `c`, and the images
     nfs:Sequence[int],     # Channels of each convolution
@@ -168,12 +188,10 @@ def get_cnn_model(
     *,
     n_in:int|None=None,    # Channels of the images; by default read off the data
     **kwargs,              # More arguments for `layer`
-) -> nn.Sequential: # From (N, n_in, H, W) to (N, c)
+) -> ImageSequential: # From (N, n_in, H, W) to (N, c)
     "Make a convolutional network that says so if it is given anything but images."
     n_in = _image_channels(data) if n_in is None else n_in
-    model = nn.Sequential(*get_cnn_layers(data, nfs, layer, n_in=n_in, **kwargs))
-    model.register_forward_pre_hook(partial(_check_images, n_in))
-    return model
+    return ImageSequential(*get_cnn_layers(data, nfs, layer, n_in=n_in, **kwargs), n_in=n_in)
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #c4c26fe3
 def get_runner(

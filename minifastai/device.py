@@ -6,9 +6,11 @@
 __all__ = ['default_device', 'CudaCallback']
 
 # %% ../nbs/modules/06-device.ipynb #7b1366bc
+from functools import partial
 import torch
+from torch import nn
+from .batches import LossOfPredictions, moved
 from .callbacks import Callback
-from .utils import map_tensors
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #ffcc9124
 def default_device() -> torch.device: # The device
@@ -17,9 +19,19 @@ def default_device() -> torch.device: # The device
     if torch.backends.mps.is_available(): return torch.device('mps')
     return torch.device('cpu')
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #3c5a5456
+def _moved_loss(f, device):
+    "A loss function with its tensors on the device: a module, or arguments of a `partial`."
+    if isinstance(f, LossOfPredictions): return LossOfPredictions(_moved_loss(f.f, device))
+    if isinstance(f, partial):
+        kwargs = moved(f.keywords, device)
+        return partial(_moved_loss(f.func, device), *moved(f.args, device), **kwargs)
+    if isinstance(getattr(f, '__self__', None), nn.Module): f.__self__.to(device)   # its method
+    return f.to(device) if hasattr(f, 'to') else f
+
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #765af871
 class CudaCallback(Callback):
-    """Trains on a GPU: moves the model at the beginning of a fit, and each batch.
+    """Trains on a GPU: moves model and loss function at the beginning of a fit, and each batch.
 
     Where there is no GPU, it changes nothing."""
     def __init__(self,
@@ -38,14 +50,14 @@ class CudaCallback(Callback):
 
     def begin_fit(self):
         self.model.to(self.device)
+        self.run.loss_func = _moved_loss(self.loss_func, self.device)
         if not getattr(self.opt, 'state', None): return
         # PyTorch puts each part of the state on the device of its parameter
         self.opt.load_state_dict(self.opt.state_dict())
 
     def begin_batch(self):
-        self.run.xb = map_tensors(self._move, self.xb)
-        self.run.yb = map_tensors(self._move, self.yb)
-
-    def _move(self, t):
         # from pinned memory the copy runs beside the program, otherwise it is an ordinary one
-        return t.to(self.device, non_blocking=self.device.type == 'cuda')
+        move = partial(moved, device=self.device, non_blocking=self.device.type == 'cuda')
+        is_its_own_target = self.yb is self.xb
+        self.run.xb = move(self.xb)
+        self.run.yb = self.xb if is_its_own_target else move(self.yb)

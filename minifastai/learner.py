@@ -241,7 +241,7 @@ def frozen_modules(
 
 # %% ../nbs/04c_loop.ipynb #ffad08e3
 class TrainEvalCallback(Callback):
-    """Switches the model between training and evaluation, and counts completed training batches.
+    """Switches the model between training and evaluation, and counts training batches.
 
     Modules that you froze stay in evaluation mode, see `frozen_modules`. Every `Runner` has one."""
     def begin_fit(self):
@@ -267,6 +267,12 @@ class TrainEvalCallback(Callback):
         run = self.run
         if not run.in_train: return
         run.n_iter += 1
+        self._done += 1
+        if run.iters: run.n_epochs = run.epoch + min(self._done/run.iters, 1.)
+
+    def after_cancel_batch(self):   # the batch went by, too
+        run = self.run
+        if not run.in_train: return
         self._done += 1
         if run.iters: run.n_epochs = run.epoch + min(self._done/run.iters, 1.)
 

@@ -108,9 +108,11 @@ def _named(metrics) -> list[tuple[str, Any]]:
     "List metrics with their names, and refuse what is none."
     if isinstance(metrics, (Mapping, nn.ModuleDict)):   # a MetricCollection is a ModuleDict
         pairs = list(metrics.items())
-    elif isinstance(metrics, (list, tuple)): return [pair for m in metrics for pair in _named(m)]
     elif callable(metrics): pairs = [(_metric_name(metrics), metrics)]
-    else: pairs = [(_metric_name(m), m) for m in listify(metrics)]
+    else:
+        several = (Mapping, nn.ModuleDict, list, tuple)
+        pairs = [pair for m in listify(metrics)
+                 for pair in (_named(m) if isinstance(m, several) else [(_metric_name(m), m)])]
     for _, m in pairs:
         if not callable(m) and not _is_stateful(m):
             raise TypeError("A metric has to be a function of (pred, yb), or an object with "
@@ -304,18 +306,19 @@ class AvgStatsCallback(Callback):
 
     def after_validate(self):   # of a validation on the side, by `run.validate`
         if not self.run.aside: return
-        self._fill(self.valid_stats)
+        row = self.row()
+        self.run.metrics |= {k: v for k, v in row.items() if k.startswith('valid')}
         self.valid_stats.reset()
 
     def after_epoch(self):
-        seen = [s for s in (self.train_stats, self.valid_stats) if s.n_batches]
-        self._fill(*seen)
-        self.run.show_stats(*seen)
+        self.run.metrics |= self.row()
+        self.run.show_stats(*(s for s in (self.train_stats, self.valid_stats) if s.n_batches))
 
-    def _fill(self, *stats):
-        for s in stats:
-            part = 'train' if s.in_train else 'valid'
-            self.run.metrics |= {f'{part}_{name}': v for name, v in s.row().items()}
+    def row(self) -> dict[str, Any]: # Such as `train_loss` and `valid_accuracy`
+        "Collect this epoch's averages by name."
+        return {f"{'train' if s.in_train else 'valid'}_{name}": v
+                for s in (self.train_stats, self.valid_stats) if s.n_batches
+                for name, v in s.row().items()}
 
     def state_dict(self):
         return dict(train_stats=self.train_stats.state_dict(),

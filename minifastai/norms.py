@@ -7,9 +7,11 @@ __all__ = ['BatchNorm', 'LayerNorm', 'InstanceNorm', 'GroupNorm', 'plot_norms', 
            'get_norm', 'conv_layer']
 
 # %% ../nbs/07_batchnorm.ipynb #c6b819d2
-import math
+import ctypes, math
+from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +34,12 @@ def _scale_and_shift(x:Tensor, mults:Tensor|None, adds:Tensor|None) -> Tensor:
     "Multiply by the factors and add the summands, one for each channel or one for all, if any."
     if mults is None or adds is None: return x
     return x*_per_channel(mults, x) + _per_channel(adds, x)
+
+# %% ../nbs/07_batchnorm.ipynb #5f576de1
+def _recomputing() -> bool:
+    "Is this part of a backward pass, which computes a part of the forward pass again?"
+    # the compiler knows by itself which operations it repeats
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 # %% ../nbs/07_batchnorm.ipynb #5284852d
 class _Affine(nn.Module):
@@ -78,10 +86,12 @@ class BatchNorm(_Affine):
         if n < 2:
             raise ValueError(
                 f"BatchNorm cannot train on {tuple(x.shape)}: a variance over {n} "
-                f"number{'s'*(n != 1)} says nothing. Take larger batches, or another norm, such "
-                "as RunningBatchNorm or GroupNorm")
+                f"number{'s'*(n != 1)} says nothing. If it is the last batch of an epoch, skip it "
+                "with get_dls(..., drop_last=True). Otherwise take larger batches, or another "
+                "norm, such as RunningBatchNorm or GroupNorm")
         dims = (0, *range(2, x.dim()))
         m, v = x.mean(dims), x.var(dims, correction=0)   # the gradient goes through both
+        if _recomputing(): return m, v
         with torch.no_grad():
             self.means.lerp_(m.to(self.means.dtype), self.mom)
             self.vars.lerp_(v.to(self.vars.dtype)*n/(n-1), self.mom)
@@ -164,7 +174,7 @@ class GroupNorm(_Affine):
 
     def forward(self, x):
         _check_channels(self, x)
-        groups = x.reshape(len(x), self.num_groups, -1)
+        groups = x.reshape(x.shape[0], self.num_groups, -1)
         return self._affine(_standardize(groups, (2,), self.eps).reshape(x.shape))
 
     def extra_repr(self): return f'{self.num_groups}, {super().extra_repr()}'
@@ -205,24 +215,52 @@ def plot_norms(
         for axis in (ax.xaxis, ax.yaxis, ax.zaxis): axis.labelpad = -12
     return axs[0]
 
+# %% ../nbs/07_batchnorm.ipynb #a22ed1b7
+class _Pass(NamedTuple):
+    "What a forward pass has used: the batch's means, and the statistics that it normalised by."
+    batch:Tensor
+    mean:Tensor
+    invstd:Tensor
+    k:float
+
+class _Passes(deque):
+    "The last few forward passes of a layer; a copy of the layer begins without any."
+    def __reduce__(self): return _Passes, ((), self.maxlen)
+
+    def again(self, batch:Tensor) -> _Pass:
+        "Find the pass of the batch with these means, and put it first, as the one to forget next."
+        for i in reversed(range(len(self))):
+            found = self[i]
+            if not torch.allclose(found.batch, batch, rtol=1e-3, atol=1e-5): continue
+            del self[i]
+            self.appendleft(found)
+            return found
+        raise RuntimeError(
+            "RunningBatchNorm cannot compute this batch again for the backward pass: it remembers "
+            f"the last {self.maxlen} forward passes. Call backward sooner, or leave the layer out "
+            "of what torch.utils.checkpoint computes")
+
 # %% ../nbs/07_batchnorm.ipynb #8bb74d6d
 class _RunningNorm(torch.autograd.Function):
     """Normalize by running statistics in which this batch has the weight `k`, and update them.
 
     The gradient is `1-k` times that of evaluation mode plus `k` times that of batch norm."""
     @staticmethod
-    def forward(ctx, x, mults, adds, means, vars, k, eps):
+    def forward(ctx, x, mults, adds, means, vars, k, eps, passes):
         # the mean b and the variance u of this batch: one kernel where there is one
         if x.device.type in ('cpu', 'cuda'): b, u = torch.batch_norm_update_stats(x, None, None, 0.)
         else: u, b = torch.var_mean(x, (0, *range(2, x.dim())), correction=0)
+        ctx.save_for_backward(x, mults)
+        if k is None:   # a pass that is computed again
+            _, ctx.mean, ctx.invstd, ctx.k = passes.again(b)
+            v = ctx.invstd**-2
+            return torch.native_batch_norm(x, mults, adds, ctx.mean, v, False, 0., 0.)[0]
         d = b - means
         means.add_(d, alpha=k)
         vars.lerp_(u.addcmul_(d, d, value=1-k), k)
-        ctx.save_for_backward(x, mults)
-        ctx.k = k
         # copies: the next forward pass changes the buffers, perhaps before our backward pass
-        ctx.mean = means.clone()
-        ctx.invstd = torch.rsqrt(vars + eps)
+        ctx.mean, ctx.invstd, ctx.k = means.clone(), torch.rsqrt(vars + eps), k
+        passes.append(_Pass(b, ctx.mean, ctx.invstd, k))
         return torch.native_batch_norm(x, mults, adds, means, vars, False, 0., eps)[0]
 
     @staticmethod
@@ -238,7 +276,19 @@ class _RunningNorm(torch.autograd.Function):
             ctx.needs_input_grad[:3])
         # ... and 1-k times that of evaluation mode
         if dx is not None: dx.addcmul_(g, _per_channel(mults*ctx.invstd, x), value=1-ctx.k)
-        return dx, dmults, dadds, None, None, None, None
+        return dx, dmults, dadds, None, None, None, None, None
+
+# %% ../nbs/07_batchnorm.ipynb #73ec2acd
+@torch.library.custom_op('minifastai::snapshot', mutates_args=())
+def _snapshot(stats:list[Tensor]) -> list[Tensor]:
+    "Copy statistics; for a compiler, which doesn't compute again what it can't look into."
+    if _recomputing():
+        raise RuntimeError("RunningBatchNorm cannot be both compiled and computed again for the "
+                           "backward pass: leave out torch.compile, or torch.utils.checkpoint")
+    return [t.clone() for t in stats]
+
+@_snapshot.register_fake
+def _(stats): return [torch.empty_like(t) for t in stats]
 
 # %% ../nbs/07_batchnorm.ipynb #5d67cc5a
 class RunningBatchNorm(_Affine):
@@ -259,9 +309,29 @@ class RunningBatchNorm(_Affine):
         self.mom, self.scaled = mom, scaled
         self.register_buffer('means', torch.zeros(nf))
         self.register_buffer('vars', torch.ones(nf))
-        # moving average of how many numbers a channel has in a batch: no tensor, as it depends
-        # on nothing but shapes
-        self.count = 0.
+        # moving average of how many numbers a channel has in a batch; saved as the extra state
+        self.register_buffer('counts', torch.zeros(()), persistent=False)
+        self._known:list = [self.counts, 0, 0.]   # the buffer, its version, and the number in it
+        self._passes = _Passes(maxlen=8)
+
+    @property
+    def count(self) -> float:
+        "The buffer `counts` as a number, which is read from the device only if it has changed."
+        counts:Any = self._buffers['counts']
+        known, version, value = self._known
+        if counts.is_meta: return value
+        fresh = counts is known and not counts.is_inference() and counts._version == version
+        return value if fresh else counts.item()
+
+    @count.setter
+    def count(self, value:float): self._set_count(value)
+
+    def _set_count(self, value):
+        # a list that is changed, and no attribute that is set: a module takes 4 us for that
+        counts:Any = self._buffers['counts']
+        if counts.dtype == torch.float32: value = ctypes.c_float(value).value   # no finer than it
+        counts.fill_(value)
+        self._known[:] = counts, None if counts.is_inference() else counts._version, value
 
     def forward(self, x):
         _check_channels(self, x)
@@ -272,17 +342,34 @@ class RunningBatchNorm(_Affine):
     def _normalize(self, x, mults, adds):
         if not self.training or not x.numel():
             return F.batch_norm(x, self.means, self.vars, mults, adds, False, 0., self.eps)
-        n = x.numel()//self.nf
-        mom = 1 - (1-self.mom)/math.sqrt(max(len(x)-1, 1)) if self.scaled else self.mom
-        self.count = (1-mom)*self.count + mom*n
-        k = mom*n/self.count
-        return _RunningNorm.apply(x, mults, adds, self.means, self.vars, k, self.eps)
+        items, n = x.shape[0], x.numel()//self.nf
+        mom = 1 - (1-self.mom)/math.sqrt(max(items - 1, 1)) if self.scaled else self.mom
+        if torch.compiler.is_compiling(): return self._plain(x, mults, adds, mom, n)
+        k = None
+        if not _recomputing():
+            count = (1-mom)*self.count + mom*n
+            self._set_count(count)
+            k = mom*n/count
+        return _RunningNorm.apply(x, mults, adds, self.means, self.vars, k, self.eps, self._passes)
+
+    def _plain(self, x, mults, adds, mom, n):
+        "The same by plain operations, with the count as a tensor; for a compiler."
+        means, vars, count = _snapshot([self.means, self.vars, self.counts])
+        count = (1-mom)*count + mom*n
+        k = mom*n/count
+        u, b = torch.var_mean(x, (0, *range(2, x.dim())), correction=0)
+        d = b - means
+        m, v = means + k*d, torch.lerp(vars, u + (1-k)*d**2, k)
+        with torch.no_grad():
+            for old, new in ((self.means, m), (self.vars, v), (self.counts, count)): old.copy_(new)
+        y = (x - _per_channel(m, x))/torch.sqrt(_per_channel(v, x) + self.eps)
+        return _scale_and_shift(y, mults, adds)
 
     def _apply(self, fn, recurse=True):
         "Move or cast, but leave the statistics as fine as they are in `half()`."
-        stats = self.means, self.vars
+        stats = dict(means=self.means, vars=self.vars, counts=self.counts)
         super()._apply(fn, recurse)
-        for name, old in zip(('means', 'vars'), stats):
+        for name, old in stats.items():
             new = getattr(self, name)
             if new.dtype in (torch.float16, torch.bfloat16): setattr(self, name, old.to(new.device))
         return self

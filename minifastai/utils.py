@@ -32,11 +32,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/00_data.ipynb #f4eff58d
 def listify(
-    o, # None, one thing, or an iterable of things; a string is one thing
+    o, # None, one thing, or an iterable of things; a string, a dictionary and a number are one
 ) -> list: # A new list
     "Make a list of `o`."
     if o is None: return []
-    return list(o) if isinstance(o, Iterable) and not isinstance(o, (str, bytes)) else [o]
+    is_one = isinstance(o, (str, bytes, dict)) or not isinstance(o, Iterable)
+    return [o] if is_one or getattr(o, 'ndim', 1) == 0 else list(o)
 
 # %% ../nbs/00_data.ipynb #2a6db4f6
 def camel2snake(
@@ -81,20 +82,23 @@ def describe(
 def map_tensors(
     f:Callable, # Called with each tensor
     o,          # A tensor, or tuples, lists, mappings and dataclasses of tensors; or anything
+    *,
+    leaf:Callable=lambda o: False, # Called with anything else: is `f` to be called with it, too?
 ): # The same structure, with the results in place of the tensors
     "Apply `f` to each tensor in a batch, however the batch is nested."
-    if isinstance(o, Tensor): return f(o)
+    if isinstance(o, Tensor) or leaf(o): return f(o)
+    def inside(v): return map_tensors(f, v, leaf=leaf)
     if isinstance(o, Mapping):
         # a subclass stays what it is
         new:Any = copy.copy(o) if isinstance(o, MutableMapping) else dict(o)
-        for k, v in o.items(): new[k] = map_tensors(f, v)
+        for k, v in o.items(): new[k] = inside(v)
         return new
     if is_dataclass(o) and not isinstance(o, type):
         new = copy.copy(o)
-        for k in fields(o): object.__setattr__(new, k.name, map_tensors(f, getattr(o, k.name)))
+        for k in fields(o): object.__setattr__(new, k.name, inside(getattr(o, k.name)))
         return new
     if not isinstance(o, (tuple, list)): return o
-    parts = [map_tensors(f, v) for v in o]
+    parts = list(map(inside, o))
     return type(o)(*parts) if hasattr(o, '_fields') else type(o)(parts)
 
 # %% ../nbs/00_data.ipynb #aa07c951
@@ -483,7 +487,7 @@ def _has_safe_type(dtype:torch.dtype) -> bool:
 def fits_safetensors(
     t, # Anything in a model's state
 ) -> bool:
-    "Can `t` be kept as safetensors? Sparse, quantised and double complex tensors can't."
+    "Find out whether `t` is a tensor that can be kept as safetensors; sparse ones can't."
     if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_quantized: return False
     return _has_safe_type(t.dtype)
 

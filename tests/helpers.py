@@ -100,6 +100,17 @@ class Raiser(Callback):
         raise self.exc
 
 
+def exported_is_the_same(model, shape):
+    "Export `model`, trained a little, for any number of items, and compare some results"
+    for _ in range(2): model.train()(torch.randn(6, *shape))
+    model.eval()
+    batches = ({0: torch.export.Dim('n')},)
+    exported = torch.export.export(model, (torch.randn(2, *shape),), dynamic_shapes=batches)
+    for n in (1, 2, 7):
+        x = torch.randn(n, *shape)
+        torch.testing.assert_close(exported.module()(x), model(x))
+
+
 # how a lesson begins, on data that every machine has
 LESSON_DATA = '''
 from minifastai.all import *

@@ -2,22 +2,25 @@
 import copy
 import math
 import pickle
+from collections import UserDict
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import LESSON_DATA
+from helpers import exported_is_the_same, LESSON_DATA
 from torch import nn, optim
 
 from minifastai.data import DataBunch, Dataset, get_dls
-from minifastai.callbacks import Callback
+from minifastai.callbacks import Callback, CancelTrainException
 from minifastai.learner import Learner, Runner
 from minifastai.device import CudaCallback, default_device
 from minifastai.cnn import (
     BatchTransformXCallback, conv2d, flatten, get_cnn_layers, get_cnn_model, get_runner, Lambda,
     mnist_resize, view_tfm)
-from minifastai.init import act_gain, GeneralRelu, get_learn_run, init_cnn
-from minifastai.norms import conv_layer
+from minifastai.init import act_gain, GeneralRelu, get_learn_run, init_cnn, init_cnn_
+from minifastai.hooks import children
+from minifastai.norms import BatchNorm, conv_layer, GroupNorm, InstanceNorm, LayerNorm
 
 LESSON = LESSON_DATA + '''
 cbfs = [Recorder, partial(AvgStatsCallback, accuracy)]
@@ -45,14 +48,36 @@ for l in model:
         l[0].bias.data.zero_()
 with Hooks(model, append_stats) as hooks:
     run.fit(2, learn)
+    fig,(ax0,ax1) = plt.subplots(1,2, figsize=(10,4))
     for h in hooks:
-        ms,ss,hist = h.stats
-        plt.plot(ms[:10])
+        ms,ss = h.stats
+        ax0.plot(ms[:10])
+        ax1.plot(ss[:10])
 for h in hooks[:4]:
     plt.imshow(get_hist(h), origin='lower')
     plt.plot(get_min(h))
+ours = hooks
+def append_stats(hook, mod, inp, outp):
+    if not hasattr(hook,'stats'): hook.stats = ([],[],[])
+    means,stds,hists = hook.stats
+    if mod.training:
+        means.append(outp.data.mean().cpu())
+        stds .append(outp.data.std().cpu())
+        hists.append(outp.data.cpu().histc(40,-7,7))
+with Hooks(model, append_stats) as hooks:
+    run.fit(1, learn)
+    for h in hooks:
+        ms,ss,hi = h.stats
+        ax0.plot(ms[:10])
+def get_hist(h): return torch.stack(h.stats[2]).t().float().log1p()
+for h in hooks[:4]: plt.imshow(get_hist(h), origin='lower')
+def get_min(h):
+    h1 = torch.stack(h.stats[2]).t().float()
+    return h1[19:22].sum(0)/h1.sum(0)
+for h in hooks[:4]: plt.plot(get_min(h))
 model = get_cnn_model(data, nfs, conv_layer, leak=0.1, sub=0.4, maxv=6.)
-init_cnn(model)
+init_cnn_(model, init.kaiming_normal_)
+init_cnn(model, uniform=True)
 learn,run = get_runner(model, data, lr=0.9, cbs=cbfs)
 with Hooks(model, append_stats) as hooks:
     run.fit(1, learn)
@@ -72,7 +97,8 @@ def test_the_lessons_lines():
     names = {}
     exec(LESSON, names)
     assert names['run'].recorder.lrs[-1][0] == pytest.approx(0.2)
-    assert len(names['hooks'][0].stats[0]) == 3
+    assert [len(kept) for kept in names['ours'][0].stats] == [6, 6]   # batches of two epochs
+    assert [len(kept) for kept in names['hooks'][0].stats] == [3, 3, 3]
 
 
 def images(c=1, size=28, n=8, classes=10):
@@ -125,6 +151,46 @@ def test_what_no_network_can_be_made_of():
         with pytest.raises(ValueError, match='number of classes'): get_cnn_layers(data, [4])
 
 
+def test_a_model_shows_what_it_takes():
+    model = get_cnn_model(images(3), [4, 6])
+    assert repr(model).startswith('ImageSequential(\n  n_in=3\n  (0): Sequential(')
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert list(model.state_dict())[:2] == ['0.0.weight', '0.0.bias']
+    assert isinstance(model[0][0], nn.Conv2d)
+    assert len(children(model)) == len(model) == 5
+    wrong, maps = torch.zeros(2, 28*28), torch.zeros(2, 4, 14, 14)
+    for part in (model, model[:2], model[:-1], model[0:1]):
+        with pytest.raises(ValueError, match=r'\(N, 3, H, W\)'): part(wrong)
+    assert model[1:2](maps).shape == (2, 6, 7, 7)
+    assert model[1:].n_in is None
+    assert len(model[5:]) == 0
+
+
+NORMS = {
+    'batch': 'batch', 'running': 'running', 'layer': 'layer', 'instance': 'instance',
+    'group': 'group', 'none': 'none', 'our batch': BatchNorm, 'our layer': LayerNorm,
+    'our instance': InstanceNorm, 'our group': partial(GroupNorm, 2),
+}
+
+
+@pytest.mark.parametrize('norm', NORMS)
+def test_models_can_be_exported(norm):
+    "For any number of images, with the same results"
+    model = get_cnn_model(images(), [4, 6], conv_layer, norm=NORMS[norm], leak=0.1, sub=0.4)
+    exported_is_the_same(model, (1, 28, 28))
+
+
+def test_models_of_functions_can_be_exported():
+    parts = [Lambda(mnist_resize), *get_cnn_layers(images(), [4])]
+    exported_is_the_same(nn.Sequential(*parts), (784,))
+
+
+def test_flatten_leaves_a_row_a_row():
+    for shape in ((3,), (3, 1), (0, 2, 2), (2, 0)):
+        x = torch.zeros(shape)
+        assert flatten(x).shape == (len(x), x[:1].numel() if len(x) else math.prod(shape[1:]))
+
+
 def test_models_can_be_copied_saved_and_moved():
     model = get_cnn_model(images(), [4, 6], conv_layer, leak=0.1, sub=0.4, maxv=6.)
     x = torch.randn(3, 1, 20, 20)
@@ -171,6 +237,21 @@ def test_init_keeps_the_signals_size_through_any_depth(act, uniform):
     assert all(0.5 < v < 2 for v in mean_squares), mean_squares
 
 
+def test_the_lessons_init_reaches_every_convolution():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.Sequential(nn.Conv1d(2, 2, 3, bias=False), nn.ModuleList([nn.Conv3d(2, 2, 1)])),
+        nn.Linear(3, 3),
+    )
+    linear = model[2].weight.clone()
+    init_cnn_(model, lambda weight, a: nn.init.constant_(weight, a))
+    convs = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    assert len(convs) == 3
+    assert all((conv.weight == 0.1).all() for conv in convs)
+    assert not model[0].bias.any()
+    assert torch.equal(model[2].weight, linear)
+
+
 def test_init_touches_convolutions_only():
     model = nn.Sequential(
         nn.Linear(3, 3),
@@ -202,6 +283,80 @@ def test_cuda_callback_moves_everything():
     state = [v for s in opt.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
     assert {device.type for device in seen[-6:]} == {default_device().type}
     assert {v.device.type for v in state} == {default_device().type}
+
+
+# `meta` stands for a device that is not here: its tensors have a shape and no numbers
+def on_meta():
+    cuda = CudaCallback('cpu')
+    cuda.device = torch.device('meta')
+    return cuda
+
+
+class CustomLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('weight', torch.ones(2))
+
+    def forward(self, pred, yb): return F.cross_entropy(pred, yb, self.weight)
+
+
+class LossOfOne(CustomLoss):
+    def forward(self, pred): return (pred*self.weight).sum()
+
+
+WEIGHT = torch.tensor([1., 2.])
+
+
+@pytest.mark.parametrize('loss_func', [
+    nn.CrossEntropyLoss(weight=WEIGHT),
+    partial(F.cross_entropy, weight=WEIGHT),
+    partial(nn.CrossEntropyLoss(weight=WEIGHT)),
+    partial(partial(lambda w, pred, yb, ws: (pred*w*ws[0]).sum(), WEIGHT), ws=[WEIGHT]),
+    CustomLoss(),
+    CustomLoss().forward,
+    LossOfOne(),
+    F.cross_entropy,
+], ids=['module', 'keyword', 'partial', 'arguments', 'custom', 'method', 'of one', 'function'])
+def test_cuda_callback_moves_the_loss_function(loss_func):
+    done = []
+
+    class Once(Callback):
+        def after_pred(self):
+            loss = self.loss_func(self.pred, self.yb)
+            done.append(loss.is_meta)
+            raise CancelTrainException
+
+    model = nn.Linear(4, 2)
+    data = DataBunch([(torch.randn(6, 4), torch.randint(2, (6,)))], None, 2)
+    learn = Learner(model, optim.SGD(model.parameters(), 0.1), loss_func, data)
+    Runner([on_meta(), Once()]).fit(1, learn)
+    assert done == [True]
+
+
+class Graphs:
+    "A batch with a method `to`, as libraries for texts and graphs have them"
+    def __init__(self, x): self.x = x
+    def to(self, device): return Graphs(x=self.x.to(device))
+
+
+@pytest.mark.parametrize('make, tensors', [
+    (lambda x: Graphs(x), lambda b: [b.x]),
+    (lambda x: [Graphs(x), {'more': (Graphs(x), x)}],
+     lambda b: [b[0].x, b[1]['more'][0].x, b[1]['more'][1]]),
+    (lambda x: UserDict(ids=x, mask=[x]), lambda b: [b['ids'], b['mask'][0]]),
+    (lambda x: nn.utils.rnn.pack_sequence([x, x[:2]]), lambda b: [b.data]),
+], ids=['object', 'nested', 'mapping', 'packed'])
+def test_cuda_callback_moves_any_batch(make, tensors):
+    run = Runner()
+    cuda = on_meta()
+    cuda.run = run
+    run.xb = run.yb = make(torch.randn(3, 4))
+    cuda.begin_batch()
+    assert all(t.is_meta for t in tensors(run.xb))
+    assert run.yb is run.xb   # its own target is moved once
+    run.xb, run.yb = make(torch.randn(3, 4)), torch.zeros(3)
+    cuda.begin_batch()
+    assert all(t.is_meta for t in (*tensors(run.xb), run.yb))
 
 
 def test_cuda_callback_refuses_devices_that_it_cannot_use():

@@ -4,6 +4,7 @@ import gc
 import pickle
 import random
 import tracemalloc
+from collections import UserDict
 from functools import partial
 
 import pytest
@@ -111,13 +112,13 @@ def test_statistics_of_a_residual_network_are_those_of_its_training_batches():
     assert [h.name.split()[0] for h in stats.hooks] == names
     for h, outs in zip(stats.hooks, kept.values()):
         assert len(outs) == len(h.dead) == 8
-        means, stds, hists = h.stats
+        means, stds = h.stats
         for i, out in enumerate(outs):
             assert torch.allclose(means[i], out.mean(), atol=1e-6)
             assert torch.allclose(stds[i], out.std(), rtol=1e-5)
             assert torch.allclose(h.dead[i], (out.abs() <= 1e-3).float().mean(), atol=1e-6)
-            assert torch.equal(hists[i][1:-1], out.flatten().histc(68, -7, 10))
-            assert hists[i].sum() == out.numel()
+            assert torch.equal(h.hists[i][1:-1], out.flatten().histc(68, -7, 10))
+            assert h.hists[i].sum() == out.numel()
         assert get_min(h).shape == (8,)
         assert get_hist(h).shape == (70, 8)
 
@@ -160,10 +161,10 @@ def test_validation_batches_are_left_out():
 def test_types_and_shapes(dtype, shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     h = recorded(x, nn.ReLU())
-    means, stds, hists = h.stats
+    means, stds = h.stats
     assert torch.allclose(means[0], x.float().mean(), atol=1e-4)
     if x.numel() > 1: assert torch.allclose(stds[0], x.float().std(), rtol=1e-3)
-    assert abs(hists[0].sum().item()*h.scales[0]/x.numel() - 1) < 1e-4
+    assert abs(h.hists[0].sum().item()*h.scales[0]/x.numel() - 1) < 1e-4
     assert torch.allclose(h.dead[0], (x.float().abs() <= 1e-3).float().mean())
 
 
@@ -173,7 +174,7 @@ def test_a_histogram_from_a_sample_is_that_of_the_whole():
     channels, columns = torch.arange(8.)[:, None, None], torch.arange(14.)
     x = torch.randn(512, 8, 14, 14) + channels - 4 + columns/10
     h = recorded(x)
-    sample = h.stats[2][0]*h.scales[0]/x.numel()
+    sample = h.hists[0]*h.scales[0]/x.numel()
     whole = x.flatten().histc(68, -7, 10)/x.numel()
     assert (sample[1:-1] - whole).abs().max() < 0.01
     assert (sample[-1] - (x > 10).float().mean()).abs() < 0.005
@@ -195,7 +196,7 @@ def test_options_and_plateaus():
     x = torch.tensor([-1., -0.99, 0., 5.])
     h = recorded(x, Leaky(), bins=4, lo=0., hi=4., plateau=5., tol=0.)
     assert h.dead[0] == 0.25
-    assert h.stats[2][0].tolist() == [2, 1, 0, 0, 0, 1]
+    assert h.hists[0].tolist() == [2, 1, 0, 0, 0, 1]
 
 
 # Nothing is changed, nothing is left behind
@@ -263,6 +264,87 @@ def test_nothing_waits_for_the_device(monkeypatch):
         model(x)
         monkeypatch.undo()
     assert len(hooks[1].dead) == 1
+
+
+# Compiled models
+
+def compiled_model(how):
+    "A small model that is compiled as `how` says, by the quickest of backends"
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 3)))
+    if how == 'a layer': model[2] = torch.compile(model[2], backend='eager')
+    if how == 'in place': model.compile(backend='eager')
+    return torch.compile(model, backend='eager') if how == 'the model' else model
+
+
+COMPILED = pytest.mark.parametrize('how', ['the model', 'in place', 'a layer'])
+
+
+@COMPILED
+def test_a_model_that_was_compiled_before_is_watched(how):
+    model = compiled_model(how)
+    learn = tiny_learner(model=model)
+    Runner().fit(1, learn)
+    stats = ActivationStats(nn.Linear)
+    Runner(stats).fit(1, learn)
+    assert [h.name for h in stats.hooks] == [
+        '0 Linear', '2._orig_mod.0 Linear' if how == 'a layer' else '2.0 Linear']
+    assert [len(h.dead) for h in stats.hooks] == [3, 3]
+
+    seen = []
+    with Hooks(model.modules(), lambda hook, *args: seen.append(hook)) as hooks:
+        Runner().fit(1, learn)
+    inner = [h for h in hooks if 'Optimized' not in h.name]
+    assert all(seen.count(h) == 5 for h in inner)   # three batches, and two of validation
+    n = len(seen)
+    Runner().fit(1, learn)
+    assert len(seen) == n
+
+
+@COMPILED
+def test_the_statistics_are_those_of_the_model_as_it_was_written(how):
+    def means(how):
+        torch.manual_seed(0)
+        stats = ActivationStats()
+        Runner(stats).fit(2, tiny_learner(model=compiled_model(how)))
+        return torch.stack([torch.stack(h.stats[0]) for h in stats.hooks])
+    assert torch.equal(means(how), means('not at all'))
+
+
+def runs_compiled():
+    "Is what `torch.compile` returns run compiled now?"
+    frames = []
+    def backend(graph, inputs):
+        frames.append(graph)
+        return graph
+    torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(1))
+    return bool(frames)
+
+
+def test_compiled_models_run_compiled_again_without_hooks():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    assert runs_compiled()
+    with pytest.raises(ValueError), Hooks(model, append_stats):
+        assert not runs_compiled()
+        raise ValueError
+    assert runs_compiled()
+    with torch.compiler.set_stance('force_eager'):
+        with Hook(model[0], append_stats), Hook(model[1], append_stats): pass
+        assert not runs_compiled()   # as the user had it
+
+    Hooks(model, append_stats)   # forgotten, until nobody has the model any more
+    assert not runs_compiled()
+    del model
+    gc.collect()
+    assert runs_compiled()
+
+
+def test_a_model_that_calls_no_hooks_is_noticed():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    traced = torch.jit.trace(model, torch.zeros(5, 4))
+    stats = ActivationStats()
+    with pytest.warns(UserWarning, match='scripted or traced .*Hooked: 0 .*, 1 '):
+        Runner(stats).fit(1, tiny_learner(model=traced))
 
 
 def test_copying_a_hooked_model():
@@ -349,6 +431,18 @@ def test_figures_have_one_panel_a_layer(figures):
     assert len(plot_dead(stats.hooks[:1])) == 1
 
 
+@pytest.mark.parametrize('plot', [plot_stats, plot_hists, plot_dead, plot_activations])
+def test_a_figure_is_a_new_one(figures, plot):
+    "An earlier figure of the same cell stays as it is"
+    import matplotlib.pyplot as plt
+    hook = recorded(torch.randn(8))
+    plt.plot([1, 2])
+    earlier = plt.gcf()
+    drawn = {plot([hook]).flatten()[0].figure for _ in range(2)}
+    assert len(drawn | {earlier}) == 3
+    assert len(earlier.axes) == len(earlier.axes[0].lines) == 1
+
+
 def test_figures_of_a_deep_network(figures):
     layers = [nn.Linear(4, 4) for _ in range(30)]
     stats = ActivationStats()
@@ -394,14 +488,27 @@ def test_silent_layers_and_odd_outputs(figures):
 def test_summary_of_a_residual_network(capsys):
     model = ResNet()
     total = sum(p.numel() for p in model.parameters())
+    model.head.requires_grad_(False)
     at_12_by_12 = 12*12*(3*8*9 + 8*8*9*2)
     at_6_by_6 = 6*6*(8*16*9 + 16*16*9 + 8*16)
     n = at_12_by_12 + at_6_by_6 + 16*5
-    summary(model, torch.randn(2, 3, 12, 12))
-    out = capsys.readouterr().out
-    assert f'{total:,} parameters' in out
-    assert f'{n:,} multiply-adds for one item' in out
-    assert '(2, 16, 6, 6)' in out
+    table = summary(model, torch.randn(2, 3, 12, 12))
+    assert capsys.readouterr().out == ''   # it shows itself, once, where it is the last line
+
+    rows = {row.name: row for row in table.rows}
+    assert set(rows) == {name for name, _ in model.named_modules()} - {'blocks'}
+    row = rows['blocks.1.conv1']
+    assert (row.kind, row.shape, row.params) == ('Conv2d', (2, 16, 6, 6), 8*16*9)
+    assert row.mult_adds == 6*6*8*16*9
+    assert table.total is rows['']
+    assert (table.total.params, table.total.mult_adds) == (total, n)
+    assert table.trained == total - 16*5 - 5
+
+    assert f'{total:,} parameters, {table.trained:,} of them trained' in str(table)
+    assert f'{n:,} multiply-adds for one item' in str(table)
+    assert '\n      blocks.1.conv1 Conv2d' in str(table)
+    assert '(2, 16, 6, 6)' in table._repr_html_()
+    assert table._repr_html_().count('<tr>') == len(table.rows) + 1
 
 
 def test_a_summary_changes_nothing():
@@ -416,6 +523,7 @@ def test_a_summary_changes_nothing():
     assert n_hooks(model) == 0
     assert torch.equal(rng, torch.get_rng_state())
     assert same_state(model, state)
+    assert runs_compiled()
 
 
 def test_a_summary_names_the_layer_that_failed():
@@ -425,20 +533,44 @@ def test_a_summary_names_the_layer_that_failed():
     assert n_hooks(model) == 0
 
 
-def test_summary_of_nested_outputs(capsys):
-    summary(nn.LSTM(3, 4), torch.randn(5, 2, 3))
-    assert '[(5, 2, 4), [(1, 2, 4), (1, 2, 4)]]' in capsys.readouterr().out
+@COMPILED
+def test_summary_of_a_compiled_model(how):
+    model, x = compiled_model(how), torch.zeros(2, 4)
+    model(x)
+    table = summary(model, x)
+    assert [row.shape for row in table.rows if row.kind == 'Linear'] == [(2, 4), (2, 3)]
+    assert table.total.mult_adds == 4*4 + 4*3
 
 
-def test_summary_of_attention_and_of_several_inputs(capsys):
-    summary(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8))
+def test_summary_of_nested_outputs():
+    table = summary(nn.LSTM(3, 4), torch.randn(5, 2, 3))
+    assert table.total.shape == [(5, 2, 4), [(1, 2, 4), (1, 2, 4)]]
+    assert '[(5, 2, 4), [(1, 2, 4), (1, 2, 4)]]' in str(table)
+
+
+def test_summary_of_attention():
+    table = summary(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8))
     projections_and_feed_forward = 5*(4*8*8 + 2*8*16)
     products_of_5_by_5_positions = 2*5*5*8
-    n = projections_and_feed_forward + products_of_5_by_5_positions
-    assert f'{n:,} multiply-adds for one item' in capsys.readouterr().out
+    assert table.total.mult_adds == projections_and_feed_forward + products_of_5_by_5_positions
     assert torch.backends.mha.get_fastpath_enabled()
-    summary(nn.Bilinear(3, 4, 2), (torch.randn(6, 3), torch.randn(6, 4)))
-    assert '(6, 2)' in capsys.readouterr().out
+
+
+class Takes(nn.Module):
+    "Takes two inputs, or a dictionary"
+    def forward(self, a, b=None): return a['a'] if isinstance(a, dict) else a + b
+
+
+def test_summary_of_several_inputs():
+    a, b = torch.randn(6, 3), torch.randn(6, 4)
+    assert summary(nn.Bilinear(3, 4, 2), (a, b)).total.shape == (6, 2)
+    for mapping in (dict, UserDict):
+        inputs = mapping(input1=a, input2=b)
+        assert summary(nn.Bilinear(3, 4, 2), inputs).total.shape == (6, 2)
+    assert summary(Takes(), (dict(a=a),)).total.shape == (6, 3)
+    assert summary(nn.Sequential(Takes()), dict(a=a)).total.shape == (6, 3)
+    with pytest.raises(ValueError, match=r"on an input of shape \[\(6, 3\), \(6, 4\)\]"):
+        summary(Takes(), dict(a=a, b=b))
 
 
 # What is not finite

@@ -2,7 +2,9 @@
 import copy
 import io
 import math
+import pickle
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from helpers import LESSON_DATA
 from torch import nn, optim
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.learner import Learner, Runner
@@ -27,7 +30,12 @@ nfs = [8,16,32,64,64]
 learn,run = get_learn_run(nfs, data, 0.9, conv_layer, cbs=cbfs)
 with Hooks(learn.model, append_stats) as hooks:
     run.fit(1, learn)
-    for h in hooks[:-1]: plt.plot(h.stats[0][:10])
+    for h in hooks[:-1]:
+        ms,ss = h.stats
+        plt.plot(ms[:10])
+        plt.plot(ss[:10])
+init_cnn(learn.model, uniform=True)
+init_cnn_(learn.model, nn.init.kaiming_normal_)
 learn,run = get_learn_run(nfs, data, 1.0, conv_layer, cbs=cbfs)
 run.fit(1, learn)
 learn,run = get_learn_run(nfs, data, 1.0, conv_layer, cbs=cbfs, bn=False)
@@ -361,7 +369,8 @@ def test_moving_and_casting(to, dtype):
     norm(torch.randn(4, 3) + 5)
     moved = to(copy.deepcopy(norm))
     assert moved.means.dtype == moved.vars.dtype == dtype
-    assert set(dict(moved.named_buffers())) == {'means', 'vars'}
+    assert set(dict(moved.named_buffers())) == {'means', 'vars', 'counts'}
+    assert moved.count == norm.count
     if moved.means.device.type == 'cpu': assert torch.equal(moved.means, norm.means.to(dtype))
 
 
@@ -464,6 +473,143 @@ def test_nothing_waits_for_the_device():
     RunningBatchNorm(3).to('meta')(x).sum().backward()
 
 
+# Computed again, compiled
+
+def block(norm):
+    "Convolutions around `norm`, which has seen a batch"
+    torch.manual_seed(0)
+    norm(torch.randn(4, 3, 2, 2)*3 + 1)
+    return nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.ReLU(), nn.Conv2d(3, 3, 1))
+
+
+def once(f, x): return f(x)
+
+
+def gradients(norm, compute, order):
+    """The gradients of three batches and of a block with `norm`, and the norm's state after them.
+
+    All forward passes come before the backward passes, which go in an order of their own.
+    """
+    f = block(norm)
+    xs = [torch.randn(n, 3, 2, 2, requires_grad=True) for n in (4, 2, 7)]
+    losses = [compute(f, x).square().sum() for x in xs]
+    for i in order: losses[i].backward()
+    grads = [t.grad for t in (*xs, *f.parameters())]
+    return [*grads, *[b for b in norm.state_dict().values() if isinstance(b, torch.Tensor)]]
+
+
+@pytest.mark.parametrize('make', [BatchNorm, RunningBatchNorm])
+@pytest.mark.parametrize('reentrant', [True, False])
+@pytest.mark.parametrize('order', [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_a_pass_that_is_computed_again(make, reentrant, order):
+    "The same gradients, and statistics that have moved once"
+    again = partial(checkpoint, use_reentrant=reentrant)
+    plain, twice = (gradients(make(3), compute, order) for compute in (once, again))
+    for a, b in zip(plain, twice): torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('equal', [True, False])
+def test_passes_that_are_computed_again(equal):
+    "Of two equal batches, whose passes had different statistics; each of two others twice"
+    def grads(compute):
+        f = block(RunningBatchNorm(3))
+        xs = [torch.randn(4, 3, 2, 2, requires_grad=True) for _ in range(2)]
+        losses = [compute(f, xs[0 if equal else i]).square().sum() for i in range(2)]
+        inputs = [xs[0], *f.parameters()]
+        found = [torch.autograd.grad(losses[i], inputs, retain_graph=True, allow_unused=True)
+                 for i in ((1, 0) if equal else (1, 0, 0, 1))]
+        return [g for gs in found for g in gs if g is not None]
+    again = partial(checkpoint, use_reentrant=False)
+    for a, b in zip(grads(once), grads(again)): torch.testing.assert_close(a, b)
+
+
+def test_a_pass_too_long_ago_to_be_computed_again():
+    f = block(RunningBatchNorm(3))
+    x = torch.randn(2, 3, 2, 2, requires_grad=True)
+    y = checkpoint(f, x, use_reentrant=False)
+    for _ in range(8): f(torch.randn(2, 3, 2, 2))
+    with pytest.raises(RuntimeError, match='cannot compute this batch again.*Call backward sooner'):
+        y.sum().backward()
+
+
+def test_compiled_once():
+    for shape in ((16, 4), (16, 4, 3, 3)):
+        graphs = []
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph
+        torch._dynamo.reset()
+        norm = torch.compile(RunningBatchNorm(4), backend=backend, fullgraph=True)
+        for _ in range(12): norm(torch.randn(shape)).sum().backward()
+        norm.eval()(torch.randn(shape))
+        assert len(graphs) == 2   # one in training, one in evaluation
+
+
+def test_compiled_numbers_are_the_same():
+    "Also of half precision, of other batch sizes, and of a model that is compiled now and then"
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    norm = RunningBatchNorm(3)
+    twin = copy.deepcopy(norm)
+    compiled = torch.compile(twin, backend='aot_eager')
+    for i, n in enumerate((4, 2, 7, 1, 4, 4)):
+        x = torch.randn(n, 3, 4)*2 + 1
+        if i == 5: x = x.half()
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = [norm(inputs[0]), (twin if i == 3 else compiled)(inputs[1])]
+        torch.testing.assert_close(*outputs)
+        for y in outputs: y.pow(3).sum().backward()
+        torch.testing.assert_close(*[xi.grad for xi in inputs], rtol=1e-3, atol=1e-4)
+        assert twin.count == pytest.approx(norm.count, rel=1e-6)
+    torch.testing.assert_close(twin.state_dict(), norm.state_dict(), rtol=1e-5, atol=1e-5)
+
+
+class Checkpointed(nn.Module):
+    "A block with a norm, computed again in the backward pass"
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x): return checkpoint(self.f, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize('make', [
+    lambda f: torch.compile(Checkpointed(f), backend='aot_eager'),
+    lambda f: Checkpointed(torch.compile(f, backend='aot_eager')),
+], ids=['compiled outside', 'compiled inside'])
+def test_compiled_and_computed_again(make):
+    "It says that it cannot, where a gradient would be wrong"
+    torch._dynamo.reset()
+    y = make(block(RunningBatchNorm(3)))(torch.randn(4, 3, 2, 2, requires_grad=True))
+    with pytest.raises(RuntimeError, match='leave out torch.compile, or torch.utils.checkpoint'):
+        y.sum().backward()
+
+
+def test_a_state_from_before_the_count_was_a_buffer():
+    norm = RunningBatchNorm(3)
+    for n in (2, 5): norm(torch.randn(n, 3))
+    state = norm.state_dict()
+    assert set(state) == {'mults', 'adds', 'means', 'vars', '_extra_state'}
+    state['_extra_state'] = torch.tensor(2.5, dtype=torch.float64)
+    norm.load_state_dict(state)
+    assert norm.count == norm.counts.item() == 2.5
+    assert pickle.loads(pickle.dumps(norm)).count == 2.5
+    norm.counts.mul_(2)   # by somebody else, such as an average of buffers
+    assert norm.count == 5
+    assert norm.half().count == 5
+    assert norm.counts.dtype == torch.float32
+    with torch.inference_mode(): assert copy.deepcopy(norm).count == 5
+
+
+def test_a_copy_does_not_keep_what_passes_have_used():
+    norm = RunningBatchNorm(3)
+    size = len(pickle.dumps(norm))
+    for _ in range(5): norm(torch.randn(4, 3))
+    assert len(pickle.dumps(norm)) < size + 200
+    y = copy.deepcopy(norm)(torch.randn(4, 3))
+    assert y.isfinite().all()
+
+
 # Choosing, refusing, drawing
 
 @pytest.mark.parametrize('name,kind', [
@@ -507,7 +653,8 @@ def test_choosing_a_norm():
     (lambda: BatchNorm(3)(torch.randn(4, 2, 5)),
      r'takes a batch of shape \(N, 3, ...\), but was given \(4, 2, 5\)'),
     (lambda: RunningBatchNorm(3)(torch.randn(3)), r'\(N, 3, ...\)'),
-    (lambda: BatchNorm(3)(torch.randn(1, 3)), 'a variance over 1 number says nothing'),
+    (lambda: BatchNorm(3)(torch.randn(1, 3)),
+     r'a variance over 1 number says nothing.*get_dls\(\.\.\., drop_last=True\)'),
     (lambda: InstanceNorm(3)(torch.randn(9, 3, 1)), 'a single number there'),
 ])
 def test_refusals(make, message):
@@ -524,9 +671,12 @@ def test_refused_input_changes_nothing():
 def test_drawing_any_norm():
     import matplotlib.pyplot as plt
     norms = {'mine': lambda nf: nn.GroupNorm(2, nf), 'running': RunningBatchNorm}
+    earlier = plt.figure()
     axs = plot_norms(norms, shape=(2, 4, 2, 2))
+    assert axs[0].figure is not earlier
+    assert not earlier.axes
     assert [ax.get_title() for ax in axs] == ['mine', 'running']
-    plt.close(axs[0].figure)
+    plt.close('all')
 
 
 def test_init_cnn_reaches_every_convolution():

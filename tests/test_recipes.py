@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import tiny_learner
+from helpers import exported_is_the_same, tiny_learner
 from torch import nn, optim
 
 from minifastai.data import DataBunch
@@ -21,7 +21,7 @@ from minifastai.metrics import accuracy, AvgStatsCallback
 from minifastai.norms import RunningBatchNorm
 from minifastai.augment import affine, AugmentCallback, predict, random_affine, shift_tfms, TTA
 from minifastai.resnet import res_layer, ResBlock
-from minifastai.recipes import AverageWeightsCallback, Recipe, RECIPES
+from minifastai.recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
 
 root = Path(__file__).parent.parent
 
@@ -273,6 +273,28 @@ def test_cropping_leaves_out_the_border_and_nothing_else():
     seen = x.grad[0, 0] != 0
     for border in (seen[:2], seen[-2:], seen[:, :2], seen[:, -2:]): assert not border.any()
     assert seen[2:-2, 2:-2].float().mean() > 0.5
+
+
+def test_a_crop_can_be_seen():
+    data = DataBunch([(torch.zeros(4, 1, 12, 12), torch.zeros(4))], None, 5)
+    model = Recipe(epochs=1, bs=4, lr=0.1, nfs=(4, 8), crop=2).learn_run(data)[0].model
+    assert repr(model[0]) == 'Crop(2)'
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(model[:1](torch.ones(1, 1, 5, 5)), torch.ones(1, 1, 1, 1))
+    # as it was when the layer was nn.ZeroPad2d
+    assert next(iter(model.state_dict())) == '1.0.0.weight'
+    for wrong in (-1, 1.5):
+        with pytest.raises(ValueError, match='Crop: pixels'): Crop(wrong)
+
+
+@pytest.mark.parametrize('tta', [False, True])
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipes_can_be_exported(name, tta):
+    recipe = replace(RECIPES[name], nfs=(4, 8))
+    data = DataBunch([(torch.zeros(4, 1, 28, 28), torch.zeros(4))], None, 10)
+    model = recipe.learn_run(data)[0].model
+    if tta: model = TTA(model, recipe.tta_tfms[:6])
+    exported_is_the_same(model, (1, 28, 28))
 
 
 @pytest.mark.parametrize('change, message', [

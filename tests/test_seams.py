@@ -126,9 +126,20 @@ def test_accumulation_leaves_the_books_right():
     assert rec.lrs[0] == pytest.approx([8., 7., 6., 5., 4., 3., 2., 1.])
     assert (run.n_iter, run.n_epochs, len(rec.losses)) == (8, 1., 8)
     assert seen == [3, 7]
-    expected = a_learner([joined(batches)], model=None)
-    with torch.no_grad(): loss = F.cross_entropy(expected.model(joined(batches)[0]), joined(batches)[1])
-    assert rec.history[0]['batches'] == 8 and loss.isfinite()
+    assert rec.history[0]['batches'] == 8
+    assert stats.train_stats.n_batches == 8
+
+
+def test_the_position_counts_batches_that_were_cancelled():
+    class CancelThreeOfFour(Callback):
+        def after_backward(self):
+            self.seen = getattr(self, 'seen', 0) + 1
+            if self.seen % 4: raise CancelBatchException()
+    rec = Recorder()
+    cbs = [CancelThreeOfFour(), rec, ParamScheduler('lr', sched_lin(1., 0.))]
+    Runner(cbs).fit(2, a_learner(some_batches([4]*8)))
+    assert rec.lrs[0] == pytest.approx([1 - i/16 for i in (3, 7, 11, 15)])
+    assert cbs[0].run.n_iter == 4
 
 
 def test_a_cancelled_batch_adds_nothing_to_the_sum():
@@ -153,7 +164,7 @@ def test_clipping_limits_the_norm_of_the_mean():
     assert norms == pytest.approx([1e-3]*2, rel=1e-3)
     assert clip.norm > 1e-3
     for bad in (0, -1., float('nan')):
-        with pytest.raises(ValueError, match='max_norm has to be above 0'): ClipGradientsCallback(bad)
+        with pytest.raises(ValueError, match='max_norm has to be above'): ClipGradientsCallback(bad)
     with pytest.raises(ValueError, match='AccumulateCallback: n'): AccumulateCallback(0)
 
 
@@ -198,13 +209,13 @@ class Alternate(Callback):
 
 
 def lbfgs(params): return optim.LBFGS(params, lr=0.01, max_iter=3)
-def two_groups(params): return optim.SGD(params, lr=0.1)
 
 
 TECHNIQUES = {
     'SAM': ([SAM], None),
     'scaled': ([Scaled], None),
-    'accumulated, clipped': ([partial(AccumulateCallback, 3), partial(ClipGradientsCallback, 0.5)], None),
+    'accumulated, clipped': (
+        [partial(AccumulateCallback, 3), partial(ClipGradientsCallback, 0.5)], None),
     'accumulated, scaled, averaged': (
         [partial(AccumulateCallback, 3), Scaled, partial(AverageWeightsCallback, 0.8)], None),
     'LBFGS': ([], lbfgs),
@@ -215,7 +226,8 @@ TECHNIQUES = {
 @pytest.mark.parametrize('name', TECHNIQUES)
 def test_techniques_learn_and_go_on_bit_for_bit(name, tmp_path):
     makers, opt_func = TECHNIQUES[name]
-    batches = [(x*50, y) for x, y in some_batches([4]*7)] if 'scaled' in name else some_batches([4]*7)
+    factor = 50 if 'scaled' in name else 1
+    batches = [(x*factor, y) for x, y in some_batches([4]*7)]
     def new(): return a_learner(batches, opt_func=opt_func, valid=some_batches([9], seed=3))
     def cbs(*more): return [AvgStatsCallback(), Recorder(), *(make() for make in makers), *more]
     whole = new()
@@ -257,10 +269,8 @@ def test_skipped_steps_do_not_advance_the_schedule():
     steps, rec = [], Recorder()
     made = make_callback('Made', after_step=lambda self: steps.append(self.n_iter))
     Runner([Scaled(), made, rec, ParamScheduler('lr', sched_lin(20., 0.))]).fit(1, learn)
-    skipped = 20 - len(steps)
-    assert skipped >= 2
-    assert rec.lrs[0][0] == rec.lrs[0][skipped] == 20.
-    assert rec.lrs[0][-1] == pytest.approx(1. + skipped)
+    assert 10 < len(steps) < 20
+    assert rec.lrs[0] == pytest.approx([20. - sum(step < i for step in steps) for i in range(20)])
 
 
 # --- averaged weights
