@@ -23,8 +23,8 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms',
            'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
            'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-           'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find',
-           'minifastai_train']
+           'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
+           'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -71,8 +71,10 @@ from .augment import (
     affine, affine_tfms, AugmentCallback, identity, random_affine, shift_tfms, TTA)
 from .resnet import res_layer, ResBlock
 from .recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
-from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
-from .terminate import first_not_finite, TerminateOnNaNCallback
+from .checkpoint import (
+    Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint, FolderInUseError)
+from .terminate import (
+    EarlyStoppingCallback, first_not_finite, TerminateOnNaNCallback)
 from .cli import keep_freed_memory, minifastai_lr_find, minifastai_train
 
 _all_ = [
@@ -106,6 +108,7 @@ _all_ = [
     'res_layer', 'ResBlock',
     'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-    'first_not_finite', 'TerminateOnNaNCallback',
+    'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
+    'TerminateOnNaNCallback',
     'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train',
 ]

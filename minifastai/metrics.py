@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from .batches import ignored_label
 from .callbacks import Callback
 from .learner import TrainEvalCallback
-from minifastai.utils import (
-    batch_size, camel2snake, describe, detached, did_you_mean, listify, map_tensors, plain_attrs,
-    stacked)
+from .utils import (
+    batch_size, camel2snake, describe, detached, did_you_mean, listify, load_attrs, map_tensors,
+    plain_attrs, stacked)
 
 # %% ../nbs/04d_metrics.ipynb #91c6b30e
 def counted(
@@ -277,7 +277,7 @@ def load_state_dict(self:AvgStats,
     self.n_batches, self._results = state['n_batches'], None
     for mean, of_mean in zip(self._means, state['means']): mean.load(of_mean)
     for m, of_metric in zip(self.metrics, state['metrics']):
-        if of_metric is not None: vars(m).update(of_metric)
+        if of_metric is not None: load_attrs(m, of_metric)
 
 # %% ../nbs/04d_metrics.ipynb #fee1527c
 class AvgStatsCallback(Callback):
