@@ -23,8 +23,9 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms',
            'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
            'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-           'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory', 'load_run',
-           'minifastai_lr_find', 'minifastai_train', 'Prediction', 'TrainedRun']
+           'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
+           'TerminateOnNaNCallback', 'keep_freed_memory', 'load_run', 'minifastai_lr_find',
+           'minifastai_train', 'Prediction', 'TrainedRun']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -71,8 +72,10 @@ from .augment import (
     affine, affine_tfms, AugmentCallback, identity, random_affine, shift_tfms, TTA)
 from .resnet import res_layer, ResBlock
 from .recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
-from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
-from .terminate import first_not_finite, TerminateOnNaNCallback
+from .checkpoint import (
+    Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint, FolderInUseError)
+from .terminate import (
+    EarlyStoppingCallback, first_not_finite, TerminateOnNaNCallback)
 from .cli import (
     keep_freed_memory, load_run, minifastai_lr_find, minifastai_train, Prediction, TrainedRun)
 
@@ -107,7 +110,8 @@ _all_ = [
     'res_layer', 'ResBlock',
     'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-    'first_not_finite', 'TerminateOnNaNCallback',
+    'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
+    'TerminateOnNaNCallback',
     'keep_freed_memory', 'load_run', 'minifastai_lr_find', 'minifastai_train', 'Prediction',
     'TrainedRun',
 ]

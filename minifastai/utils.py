@@ -487,7 +487,7 @@ def _has_safe_type(dtype:torch.dtype) -> bool:
 def fits_safetensors(
     t, # Anything in a model's state
 ) -> bool:
-    "Can `t` be kept as safetensors? Sparse, quantised and double complex tensors can't."
+    "Find out whether `t` is a tensor that can be kept as safetensors; sparse ones can't."
     if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_quantized: return False
     return _has_safe_type(t.dtype)
 

@@ -818,7 +818,8 @@ def equal(a, b) -> bool:
     Counter('abca'), OrderedDict(b=1, a=2), defaultdict(int, a=3), deque([1, 2], maxlen=3),
     defaultdict(list, {('a', 1): [2]}), frozenset({1, 2}), {1, 'a'}, {frozenset({1}), (2, 3)},
     {1: {'a': (2,)}}, {'__kind__': 'set', 'parts': []}, Point(1, [2]), Colour.RED,
-    Record('a', np.zeros(2)), nn.Parameter(torch.ones(2), requires_grad=False), torch.ones(2).to_sparse(),
+    Record('a', np.zeros(2)), nn.Parameter(torch.ones(2), requires_grad=False),
+    torch.ones(2).to_sparse(),
     torch.ones(1, dtype=torch.complex128), torch.float16, torch.Size([2]), bytearray(b'a'),
     range(3), slice(1, None), datetime(2026, 1, 2, 3), date(2026, 1, 2), timedelta(1, 2, 3),
     Decimal('0.1'), Fraction(1, 3), Path('a/b'), 1j, float('inf'), None,
@@ -867,7 +868,8 @@ def test_tensors_that_safetensors_has_no_type_for(tmp_path, make):
     def learner(factor):
         model = nn.Linear(4, 3)
         buffer = make()
-        model.register_buffer('odd', buffer if factor == 1 or buffer.is_quantized else buffer*factor)
+        if not buffer.is_quantized: buffer = buffer*factor
+        model.register_buffer('odd', buffer)
         return tiny_learner(model=model)
     fit_until(2, tmp_path, learner(1))
     learn = learner(3)
@@ -893,7 +895,8 @@ def test_generators_of_any_kind_anywhere(tmp_path, no_fsync):
         def __init__(self, seed):
             g, python = torch.Generator().manual_seed(seed), random.Random(seed)
             old = dict(a=[np.random.RandomState(seed)])
-            def draw(): return (torch.rand((), generator=g).item(), python.random(), old['a'][0].rand())
+            def draw():
+                return torch.rand((), generator=g).item(), python.random(), old['a'][0].rand()
             self.draw = draw
         def begin_fit(self): self.drawn = []
         def after_batch(self): self.drawn.append(self.draw())
@@ -980,7 +983,8 @@ def test_the_best_of_a_metric_whose_name_does_not_tell(tmp_path):
 def test_the_best_of_no_such_metric(tmp_path, cbs, there):
     "Said after the first epoch, whose checkpoint is written"
     run = quiet_runner([*cbs(), CheckpointCallback(tmp_path, best='val_acc')])
-    with pytest.raises(ValueError, match=f"no metric 'val_acc'.*{there}"): run.fit(3, tiny_learner())
+    with pytest.raises(ValueError, match=f"no metric 'val_acc'.*{there}"):
+        run.fit(3, tiny_learner())
     assert find_checkpoint(tmp_path).epoch == 1
     if cbs():
         with pytest.raises(ValueError, match=there): find_checkpoint(tmp_path, best='val_acc')
@@ -1001,7 +1005,8 @@ def test_one_writer_at_a_time(tmp_path):
             assert part.exists()
     Runner([Second(), CheckpointCallback(tmp_path)]).fit(1, tiny_learner())
     Runner(CheckpointCallback(tmp_path, resume=True)).fit(2, tiny_learner())   # it is free again
-    with pytest.raises(FileExistsError): Runner(CheckpointCallback(tmp_path)).fit(1, tiny_learner())
+    with pytest.raises(FileExistsError):
+        Runner(CheckpointCallback(tmp_path)).fit(1, tiny_learner())
     Runner(CheckpointCallback(tmp_path, resume=True)).fit(3, tiny_learner())
 
 
@@ -1081,7 +1086,8 @@ def test_a_file_that_unpacks_to_much_more(tmp_path):
     with zipfile.ZipFile(bomb := io.BytesIO(), 'w', zipfile.ZIP_DEFLATED) as z:
         z.writestr('archive/data.pkl', bytes(10**7))
     remake(path, training=bomb.getvalue())
-    with pytest.raises(ValueError, match='training.pt is not what'): find_checkpoint(tmp_path).state()
+    with pytest.raises(ValueError, match='training.pt is not what'):
+        find_checkpoint(tmp_path).state()
 
 
 # --- signals and workers
@@ -1112,7 +1118,8 @@ if __name__ == '__main__':
 def test_a_signal_to_the_workers_too(tmp_path, how, number):
     "As Ctrl-C in a terminal, and as a system ends a group of processes"
     folder, file = tmp_path/'checkpoints', tmp_path/'child.py'
-    file.write_text(WITH_WORKERS.format(tests=str(Path(__file__).parent), how=how, folder=str(folder)))
+    tests = str(Path(__file__).parent)
+    file.write_text(WITH_WORKERS.format(tests=tests, how=how, folder=str(folder)))
     process = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True,
                                stderr=subprocess.PIPE, start_new_session=True)
     next(line for line in process.stdout if line.startswith('2'))
@@ -1185,7 +1192,8 @@ def test_a_learners_weights(tmp_path):
 def test_pickled_after_a_fit(tmp_path):
     "All callbacks of the package, for a worker process or for torch.save"
     cbs = [AvgStatsCallback(accuracy), Recorder(), ActivationStats(), ProgressCallback(),
-           AverageWeightsCallback(), ParamScheduler('lr', sched_cos(0.1, 0.01)), CudaCallback('cpu'),
+           AverageWeightsCallback(), CudaCallback('cpu'),
+           ParamScheduler('lr', sched_cos(0.1, 0.01)),
            LRSchedulerCallback(partial(optim.lr_scheduler.ExponentialLR, gamma=0.9)),
            TerminateOnNaNCallback(), EarlyStoppingCallback(), CheckpointCallback(tmp_path)]
     quiet_runner(cbs).fit(1, tiny_learner())
@@ -1253,7 +1261,7 @@ def test_early_stopping_restores_the_best_also_after_going_on(tmp_path, no_fsync
     with pytest.warns(UserWarning, match='ended this run after 5 of 6'):
         assert go_on(tmp_path/'7', again, *cbs, epochs=6).n_iter == 15
     assert torch.equal(weights(again), note.at[1])
-    last = find_checkpoint(tmp_path/'7')   # and by its own state, if that is the one it goes on from
+    last = find_checkpoint(tmp_path/'7')   # and by its own state, if this one is chosen
     run = Runner([CheckpointCallback(tmp_path/'7', resume=last), *make()[1]])
     run.fit(6, again)
     assert run.n_iter == 15
@@ -1287,7 +1295,8 @@ def test_a_nan_in_the_second_input_of_a_model(kind):
     learn.data = DataBunch([(kind([a, b]), torch.zeros(5, dtype=torch.long))])
     with pytest.warns(UserWarning, match='item 3 of the batch, input 1 of 2'):
         Runner(TerminateOnNaNCallback(layers=True)).fit(1, learn)
-    assert first_not_finite(learn.model, (a, a)) == '' == first_not_finite(learn.model, dict(a=a, b=a))
+    assert first_not_finite(learn.model, (a, a)) == ''
+    assert first_not_finite(learn.model, dict(a=a, b=a)) == ''
 
 
 # --- the command
