@@ -13,7 +13,7 @@ from torch import nn, optim
 from minifastai.callbacks import Callback
 from minifastai.checkpoint import CheckpointCallback
 from minifastai.data import DataBunch, Dataset, get_dls
-from minifastai.learner import frozen_modules, Learner, Runner
+from minifastai.learner import frozen_modules, Runner
 from minifastai.metrics import accuracy, AvgStatsCallback
 from minifastai.recorder import Recorder
 from minifastai.schedules import ParamScheduler, sched_lin
