@@ -5,26 +5,26 @@
 # %% auto #0
 __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
            'camel2snake', 'listify', 'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
-           'DataBunch', 'Dataset', 'get_dls', 'IndexBatches', 'normalize', 'normalize_to',
-           'show_images', 'Callback', 'CancelBatchException', 'CancelEpochException',
-           'CancelException', 'CancelTrainException', 'EVENTS', 'SEAMS', 'call_model', 'predict',
-           'split_batch', 'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback',
-           'accuracy', 'AvgStats', 'AvgStatsCallback', 'metric_mode', 'ProgressCallback',
-           'AccumulateCallback', 'ClipGradientsCallback', 'binomial_decode', 'binomial_loss',
-           'exact_match', 'combine_scheds', 'cos_1cycle_anneal', 'LRSchedulerCallback',
-           'ParamScheduler', 'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'Recorder',
-           'write_csv', 'LR_Find', 'lr_find', 'LRFindResult', 'CudaCallback', 'default_device',
-           'BatchTransformXCallback', 'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model',
-           'get_runner', 'ImageSequential', 'Lambda', 'mnist_resize', 'view_tfm', 'act_gain',
-           'GeneralRelu', 'get_learn_run', 'init_cnn', 'init_cnn_', 'children', 'Hook', 'Hooks',
-           'ListContainer', 'Summary', 'summary', 'SummaryRow', 'ActivationStats', 'append_stats',
-           'get_hist', 'get_min', 'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats',
-           'BatchNorm', 'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm',
-           'plot_norms', 'RunningBatchNorm', 'affine', 'affine_tfms', 'AugmentCallback', 'identity',
-           'random_affine', 'shift_tfms', 'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback',
-           'Crop', 'Recipe', 'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError',
-           'find_checkpoint', 'first_not_finite', 'TerminateOnNaNCallback', 'keep_freed_memory',
-           'minifastai_lr_find', 'minifastai_train']
+           'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
+           'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
+           'CancelTrainException', 'EVENTS', 'SEAMS', 'call_model', 'predict', 'split_batch',
+           'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback', 'accuracy',
+           'AvgStats', 'AvgStatsCallback', 'metric_mode', 'ProgressCallback', 'AccumulateCallback',
+           'ClipGradientsCallback', 'binomial_decode', 'binomial_loss', 'exact_match',
+           'combine_scheds', 'cos_1cycle_anneal', 'LRSchedulerCallback', 'ParamScheduler',
+           'sched_cos', 'sched_exp', 'sched_lin', 'sched_no', 'Recorder', 'write_csv', 'LR_Find',
+           'lr_find', 'LRFindResult', 'CudaCallback', 'default_device', 'BatchTransformXCallback',
+           'conv2d', 'flatten', 'get_cnn_layers', 'get_cnn_model', 'get_runner', 'ImageSequential',
+           'Lambda', 'mnist_resize', 'view_tfm', 'act_gain', 'GeneralRelu', 'get_learn_run',
+           'init_cnn', 'init_cnn_', 'children', 'Hook', 'Hooks', 'ListContainer', 'Summary',
+           'summary', 'SummaryRow', 'ActivationStats', 'append_stats', 'get_hist', 'get_min',
+           'plot_activations', 'plot_dead', 'plot_hists', 'plot_stats', 'BatchNorm', 'conv_layer',
+           'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms', 'RunningBatchNorm',
+           'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms',
+           'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
+           'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
+           'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
+           'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -40,7 +40,7 @@ from torch.nn import init
 from .utils import camel2snake, listify
 from .datasets import find_mnist, get_data, get_test_data, parse_idx
 from .data import (
-    DataBunch, Dataset, get_dls, IndexBatches, normalize, normalize_to, show_images)
+    DataBunch, Dataset, get_dls, normalize, normalize_to, show_images)
 from minifastai.callbacks import (
     Callback, CancelBatchException, CancelEpochException, CancelException, CancelTrainException,
     EVENTS, SEAMS)
@@ -71,15 +71,17 @@ from .augment import (
     affine, affine_tfms, AugmentCallback, identity, random_affine, shift_tfms, TTA)
 from .resnet import res_layer, ResBlock
 from .recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
-from .checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
-from .terminate import first_not_finite, TerminateOnNaNCallback
+from .checkpoint import (
+    Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint, FolderInUseError)
+from .terminate import (
+    EarlyStoppingCallback, first_not_finite, TerminateOnNaNCallback)
 from .cli import keep_freed_memory, minifastai_lr_find, minifastai_train
 
 _all_ = [
     'math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
     'camel2snake', 'listify',
     'find_mnist', 'get_data', 'get_test_data', 'parse_idx',
-    'DataBunch', 'Dataset', 'get_dls', 'IndexBatches', 'normalize', 'normalize_to', 'show_images',
+    'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
     'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
     'CancelTrainException', 'EVENTS', 'SEAMS',
     'call_model', 'predict', 'split_batch',
@@ -106,6 +108,7 @@ _all_ = [
     'res_layer', 'ResBlock',
     'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
-    'first_not_finite', 'TerminateOnNaNCallback',
+    'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
+    'TerminateOnNaNCallback',
     'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train',
 ]

@@ -11,7 +11,7 @@ import re
 from types import MappingProxyType
 from typing import Any
 from fastcore.basics import patch
-from .utils import camel2snake, did_you_mean, plain_attrs
+from .utils import camel2snake, did_you_mean, load_attrs, plain_attrs
 
 # %% ../nbs/04_callbacks.ipynb #d716892d
 class CancelException(Exception):
@@ -152,10 +152,11 @@ SEAMS = MappingProxyType(dict(
 
 # %% ../nbs/09_checkpoints.ipynb #778538aa
 @patch
-def state_dict(self:Callback) -> dict: # Plain data only
-    """Collect what a later run needs to go on: by default all attributes that are plain data.
+def state_dict(self:Callback) -> dict: # Data only
+    """Collect what a later run needs to go on: by default all attributes that are data.
 
-    Plain data are numbers, strings, tensors, and lists, tuples, sets and dictionaries of them."""
+    Data are numbers, strings, tensors, arrays, and lists, tuples, sets, dictionaries and the like
+    of them."""
     return plain_attrs(self)
 
 @patch
@@ -163,4 +164,4 @@ def load_state_dict(self:Callback,
     state:dict, # What `state_dict` returned
 ):
     "Go on from `state`; called after the handlers of `begin_fit` and `begin_epoch`."
-    vars(self).update(state)
+    load_attrs(self, state)

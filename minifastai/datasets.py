@@ -6,7 +6,7 @@
 __all__ = ['parse_idx', 'find_mnist', 'get_data', 'get_test_data']
 
 # %% ../nbs/modules/00-datasets.ipynb #f2286e76
-import gzip, hashlib, math, os, tempfile, zlib
+import gzip, hashlib, math, os, shutil, tempfile, time, zlib
 from pathlib import Path
 import numpy as np
 import torch
@@ -39,7 +39,10 @@ def parse_idx(
         raise ValueError(f"{source}: {fault}: {len(content):,} bytes, "
                          f"but its header promises {expected:,} (shape {shape})")
     items = np.frombuffer(content, dtype, offset=start)
-    return torch.from_numpy(items.astype(dtype.newbyteorder('='))).reshape(shape)
+    try: return torch.from_numpy(items.astype(dtype.newbyteorder('='))).reshape(shape)
+    except RuntimeError:   # no items at all, and other dimensions of billions
+        raise ValueError(f"{source}: no array can have the shape that its header gives: "
+                         f"{shape}") from None
 
 # %% ../nbs/00_data.ipynb #6a5cb8a3
 _MNIST_SHA256 = {
@@ -48,6 +51,12 @@ _MNIST_SHA256 = {
     't10k-images-idx3-ubyte':  '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
     't10k-labels-idx1-ubyte':  'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2',
 }
+_MNIST_BYTES = {
+    'train-images-idx3-ubyte': 47_040_016,
+    'train-labels-idx1-ubyte': 60_008,
+    't10k-images-idx3-ubyte': 7_840_016,
+    't10k-labels-idx1-ubyte': 10_008,
+}
 _TRAIN_FILES = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte')
 _TEST_FILES = ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
 
@@ -55,14 +64,19 @@ _TEST_FILES = ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
 def _read_mnist(path:Path) -> Tensor:
     "Read the array in `path`, compressed or not, if it is byte for byte MNIST's file of that name."
     remedy = "Delete it, and it can be downloaded again"
-    content = path.read_bytes()
+    name = path.name.removesuffix('.gz')
+    size = _MNIST_BYTES[name]
     try:
-        if path.suffix == '.gz': content = gzip.decompress(content)
+        with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as f:
+            content = f.read(size + 1)   # no more, whatever it would unpack to
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise ValueError(f"{path}: damaged: it does not unpack ({e}). {remedy}") from e
+    if len(content) > size:
+        raise ValueError(f"{path}: too long: MNIST's file of that name has {size:,} bytes. "
+                         f"{remedy}")
     try: array = parse_idx(content, source=str(path))
     except ValueError as e: raise ValueError(f"{e}. {remedy}") from None
-    if hashlib.sha256(content).hexdigest() != _MNIST_SHA256[path.name.removesuffix('.gz')]:
+    if hashlib.sha256(content).hexdigest() != _MNIST_SHA256[name]:
         raise ValueError(f"{path}: not MNIST's file of that name: "
                          f"its content has another SHA-256. {remedy}")
     return array
@@ -139,6 +153,16 @@ def _download_file(name:str, folder:Path, mirrors):
             return
     raise ConnectionError(f"{name}.gz could not be downloaded:\n  " + '\n  '.join(said))
 
+# %% ../nbs/00_data.ipynb #5b1d7c02
+_STALE = 3600   # seconds without a byte
+
+def _remove_stale(folder:Path):
+    "Remove the temporary folders of killed downloads from `folder`."
+    for tmp in folder.glob('.download-*'):
+        try: written = max(p.stat().st_mtime for p in (tmp, *tmp.rglob('*')))
+        except OSError: continue   # a download that has just ended has removed it
+        if time.time() - written > _STALE: shutil.rmtree(tmp, ignore_errors=True)
+
 # %% ../nbs/00_data.ipynb #bdaf285e
 def _download_mnist(folder:Path, names=_TRAIN_FILES, mirrors=_MIRRORS):
     """Download MNIST's files `names` into `folder`.
@@ -146,6 +170,7 @@ def _download_mnist(folder:Path, names=_TRAIN_FILES, mirrors=_MIRRORS):
     If no mirror has a file, a `ConnectionError` lists what each of them said."""
     import pooch
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_stale(folder)
     logger = pooch.get_logger()
     level = logger.level
     try:
@@ -160,6 +185,7 @@ def _split(x:Tensor, y:Tensor, n_train:int) -> tuple[Tensor, Tensor, Tensor, Ten
 
 def _get_mnist(names:tuple[str, str], path:str|Path|None, download:bool) -> tuple[Tensor, Tensor]:
     "Read images (N, 784) and labels (N,) from MNIST's files `names`."
+    if path is None: _remove_stale(_cache_dir())
     files = _find(names, path)
     why = ''
     setting = os.environ.get('MINIFASTAI_DATA')

@@ -241,7 +241,7 @@ def frozen_modules(
 
 # %% ../nbs/04c_loop.ipynb #ffad08e3
 class TrainEvalCallback(Callback):
-    """Switches the model between training and evaluation, and counts completed training batches.
+    """Switches the model between training and evaluation, and counts training batches.
 
     Modules that you froze stay in evaluation mode, see `frozen_modules`. Every `Runner` has one."""
     def begin_fit(self):
@@ -267,6 +267,12 @@ class TrainEvalCallback(Callback):
         run = self.run
         if not run.in_train: return
         run.n_iter += 1
+        self._done += 1
+        if run.iters: run.n_epochs = run.epoch + min(self._done/run.iters, 1.)
+
+    def after_cancel_batch(self):   # the batch went by, too
+        run = self.run
+        if not run.in_train: return
         self._done += 1
         if run.iters: run.n_epochs = run.epoch + min(self._done/run.iters, 1.)
 
@@ -489,3 +495,41 @@ class Runner(_PhaseRunner):
     def __repr__(self):
         names = ', '.join(type(cb).__name__ for cb in self.cbs)
         return f"Runner({names}{'' if self.learn is None else f'; {self.learn!r}'})"
+
+# %% ../nbs/09_checkpoints.ipynb #c6f3e295
+from pathlib import Path  # noqa: E402
+import safetensors.torch  # noqa: E402
+from fastcore.basics import patch  # noqa: E402
+from .utils import (  # noqa: E402
+    describe, fits_safetensors, load_plain_state, misfits, plain_state, read_file, some_of,
+    weights_to_bytes, write_atomically)
+
+# %% ../nbs/09_checkpoints.ipynb #d704f3a6
+@patch
+def save(self:Learner,
+    path:str|Path, # The file to write, such as `'model.safetensors'`
+    *,
+    metadata:dict[str, str]|None=None, # Texts to keep in the file
+):
+    "Write the model's parameters and buffers as safetensors, named as in the plain model."
+    state = plain_state(self.model)
+    for name, o in state.items():
+        if not fits_safetensors(o):
+            raise ValueError(f"{name} is {describe(o)}, which safetensors cannot hold: "
+                             "write it by torch.save(learn.model.state_dict(), path)")
+    if not state: raise ValueError("This model has no parameters and no buffers to save")
+    write_atomically(Path(path), weights_to_bytes(state, metadata))
+
+@patch
+def load(self:Learner,
+    path:str|Path, # A file that `save`, the command or a checkpoint wrote; or a checkpoint's folder
+):
+    "Read the model's parameters and buffers; if they don't fit, change nothing and say why."
+    path = Path(path)
+    if path.is_dir(): path = path/'model.safetensors'
+    try: weights = safetensors.torch.load(read_file(path))
+    except safetensors.SafetensorError as e:
+        raise ValueError(f"{path} is no file of weights: {e}") from None
+    wrong = misfits(weights, plain_state(self.model))
+    if wrong: raise ValueError(f"{path} is of another model: {some_of(wrong)}")
+    load_plain_state(self.model, weights)

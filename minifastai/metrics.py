@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from .batches import ignored_label
 from .callbacks import Callback
 from .learner import TrainEvalCallback
-from minifastai.utils import (
-    batch_size, camel2snake, describe, detached, did_you_mean, listify, map_tensors, plain_attrs,
-    stacked)
+from .utils import (
+    batch_size, camel2snake, describe, detached, did_you_mean, listify, load_attrs, map_tensors,
+    plain_attrs, stacked)
 
 # %% ../nbs/04d_metrics.ipynb #91c6b30e
 def counted(
@@ -277,7 +277,7 @@ def load_state_dict(self:AvgStats,
     self.n_batches, self._results = state['n_batches'], None
     for mean, of_mean in zip(self._means, state['means']): mean.load(of_mean)
     for m, of_metric in zip(self.metrics, state['metrics']):
-        if of_metric is not None: vars(m).update(of_metric)
+        if of_metric is not None: load_attrs(m, of_metric)
 
 # %% ../nbs/04d_metrics.ipynb #fee1527c
 class AvgStatsCallback(Callback):
@@ -306,18 +306,19 @@ class AvgStatsCallback(Callback):
 
     def after_validate(self):   # of a validation on the side, by `run.validate`
         if not self.run.aside: return
-        self._fill(self.valid_stats)
+        row = self.row()
+        self.run.metrics |= {k: v for k, v in row.items() if k.startswith('valid')}
         self.valid_stats.reset()
 
     def after_epoch(self):
-        seen = [s for s in (self.train_stats, self.valid_stats) if s.n_batches]
-        self._fill(*seen)
-        self.run.show_stats(*seen)
+        self.run.metrics |= self.row()
+        self.run.show_stats(*(s for s in (self.train_stats, self.valid_stats) if s.n_batches))
 
-    def _fill(self, *stats):
-        for s in stats:
-            part = 'train' if s.in_train else 'valid'
-            self.run.metrics |= {f'{part}_{name}': v for name, v in s.row().items()}
+    def row(self) -> dict[str, Any]: # Such as `train_loss` and `valid_accuracy`
+        "Collect this epoch's averages by name."
+        return {f"{'train' if s.in_train else 'valid'}_{name}": v
+                for s in (self.train_stats, self.valid_stats) if s.n_batches
+                for name, v in s.row().items()}
 
     def state_dict(self):
         return dict(train_stats=self.train_stats.state_dict(),

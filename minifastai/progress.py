@@ -161,4 +161,5 @@ class ProgressCallback(Callback):
 
     def after_fit(self):
         self.run.show_stats = self._before
+        self._before = None   # it may be a function that can't be pickled
         self.out.close()

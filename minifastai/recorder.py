@@ -129,8 +129,9 @@ class Recorder(Callback):
 
 # %% ../nbs/05_lr_finder.ipynb #64cd5f10
 def _plot(x, y, xlabel:str, ylabel:str, ax=None):
-    "Draw a line with labels, on axes of its own if none are given."
+    "Draw a line with labels: on `ax`, or on the current axes if these are empty, else on new ones."
     import matplotlib.pyplot as plt
+    if ax is None and plt.get_fignums() and not plt.gca().has_data(): ax = plt.gca()
     if ax is None: _, ax = plt.subplots()
     ax.plot(x, y)
     ax.set(xlabel=xlabel, ylabel=ylabel)

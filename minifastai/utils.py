@@ -6,26 +6,38 @@
 __all__ = ['listify', 'camel2snake', 'check_count', 'did_you_mean', 'describe', 'map_tensors',
            'detached', 'first_tensor', 'batch_size', 'n_batches', 'stacked', 'BLUE', 'ORANGE',
            'GREEN', 'rng_state', 'set_rng_state', 'loader_generators', 'n_params', 'device_of',
-           'kept_modes', 'to_plain', 'plain_attrs']
+           'kept_modes', 'to_plain', 'from_plain', 'plain_attrs', 'load_attrs', 'write_synced',
+           'fsync_folder', 'read_file', 'plain_names', 'plain_state', 'load_plain_state',
+           'fits_safetensors', 'weights_to_bytes', 'write_atomically', 'misfits', 'some_of']
 
 # %% ../nbs/modules/00-utils.ipynb #243677bb
-import copy, difflib, operator, random, re, sys
-from collections import Counter, OrderedDict
+import copy, difflib, operator, os, random, re, stat, sys
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
 from typing import Any
+import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/00_data.ipynb #f4eff58d
 def listify(
-    o, # None, one thing, or an iterable of things; a string is one thing
+    o, # None, one thing, or an iterable of things; a string, a dictionary and a number are one
 ) -> list: # A new list
     "Make a list of `o`."
     if o is None: return []
-    return list(o) if isinstance(o, Iterable) and not isinstance(o, (str, bytes)) else [o]
+    is_one = isinstance(o, (str, bytes, dict)) or not isinstance(o, Iterable)
+    return [o] if is_one or getattr(o, 'ndim', 1) == 0 else list(o)
 
 # %% ../nbs/00_data.ipynb #2a6db4f6
 def camel2snake(
@@ -224,27 +236,300 @@ def kept_modes(
     finally:
         for m, mode in modes: m.training = mode
 
+# %% ../nbs/09_checkpoints.ipynb #9e24b7a0
+_SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_FACTORIES = {f.__name__: f for f in (int, float, str, list, dict, set, Counter, OrderedDict)}
+_KIND = '__kind__'   # the key of a dictionary that stands for an object of another kind
+
+class _Attrs(dict):
+    "The attributes or items of an object, which are to be put back into it, by name or position."
+
+def _pairs(o) -> list: return [list(pair) for pair in o.items()]
+
+def _factory_name(o:defaultdict) -> str|None:
+    "Name the function by which a `defaultdict` makes what is missing."
+    f = o.default_factory
+    if f is None or _FACTORIES.get(f.__name__) is f: return f and f.__name__
+    raise ValueError(f"a defaultdict's factory can be {', '.join(_FACTORIES)}, not {f!r}")
+
+def _array_parts(o:np.ndarray) -> list:
+    "Take an array apart: its type, shape, and content."
+    if o.dtype.hasobject: return ['O', list(o.shape), list(o.ravel())]
+    return [np.lib.format.dtype_to_descr(o.dtype), list(o.shape), o.tobytes()]
+
+def _array(parts) -> np.ndarray:
+    descr, shape, content = parts
+    if isinstance(content, bytes): o = np.frombuffer(content, np.lib.format.descr_to_dtype(descr))
+    else:
+        o = np.empty(len(content), object)
+        for i, v in enumerate(content): o[i] = v
+    return o.reshape(shape).copy()
+
+# %% ../nbs/09_checkpoints.ipynb #c40f9e17
+def _loaded_class(module:str, name:str, base:type) -> Any:
+    "Find a class that the program has loaded, by name; importing one could run any code."
+    found:Any = sys.modules.get(module)
+    for part in name.split('.'): found = getattr(found, '__dict__', {}).get(part)
+    if isinstance(found, type) and issubclass(found, base): return found
+    raise ValueError(f"{name} is no class at the top level of the module {module}")
+
+def _made_by_class(o) -> list:
+    "Take a named tuple, a member of an enumeration or a dataclass apart: its class, its content."
+    cls = type(o)
+    if _loaded_class(cls.__module__, cls.__qualname__, object) is not cls:
+        raise ValueError(f"another class is called {cls.__module__}.{cls.__qualname__}, too")
+    content:Any = o.name if isinstance(o, Enum) else o
+    if isinstance(o, tuple): content = list(o)
+    elif is_dataclass(o): content = {f.name: getattr(o, f.name) for f in fields(o)}
+    return [cls.__module__, cls.__qualname__, content]
+
+def _namedtuple(parts): return tuple.__new__(_loaded_class(*parts[:2], tuple), parts[2])
+def _enum(parts): return _loaded_class(*parts[:2], Enum)[parts[2]]
+
+def _dataclass(parts):
+    cls = _loaded_class(*parts[:2], object)
+    names = {f.name for f in fields(cls)}   # a TypeError if it is no dataclass
+    o = object.__new__(cls)
+    for k, v in parts[2].items():
+        if k in names: object.__setattr__(o, k, v)
+    return o
+
+# %% ../nbs/09_checkpoints.ipynb #e8a3146b
+# of each kind: its name, how an object is taken apart, and how it is made again
+_KINDS:dict[str, tuple[Callable, Callable]] = {
+    'set':         (list, set),
+    'frozenset':   (list, frozenset),
+    'bytearray':   (bytes, bytearray),
+    'range':       (lambda o: [o.start, o.stop, o.step], lambda parts: range(*parts)),
+    'slice':       (lambda o: [o.start, o.stop, o.step], lambda parts: slice(*parts)),
+    'dict':        (_pairs, dict),
+    'OrderedDict': (_pairs, OrderedDict),
+    'Counter':     (_pairs, lambda parts: Counter(dict(parts))),
+    'defaultdict': (lambda o: [_factory_name(o), _pairs(o)],
+                    lambda parts: defaultdict(_FACTORIES.get(parts[0]), parts[1])),
+    'deque':       (lambda o: [list(o), o.maxlen], lambda parts: deque(*parts)),
+    '_Attrs':      (_pairs, _Attrs),
+    'Parameter':   (lambda o: [o.detach(), o.requires_grad], lambda parts: nn.Parameter(*parts)),
+    'ndarray':     (_array_parts, _array),
+    'np.generic':  (lambda o: _array_parts(np.asarray(o)), lambda parts: _array(parts)[()]),
+    'datetime':    (datetime.isoformat, datetime.fromisoformat),
+    'date':        (date.isoformat, date.fromisoformat),
+    'timedelta':   (lambda o: [o.days, o.seconds, o.microseconds],
+                    lambda parts: timedelta(*parts)),
+    'Decimal':     (str, Decimal),
+    'Fraction':    (str, Fraction),
+    'Path':        (str, Path),
+    'namedtuple':  (_made_by_class, _namedtuple),
+    'Enum':        (_made_by_class, _enum),
+    'dataclass':   (_made_by_class, _dataclass),
+}
+_TYPES:dict[type, str] = {type(Path()): 'Path'} | {cls: cls.__name__ for cls in (
+    set, frozenset, bytearray, range, slice, dict, OrderedDict, Counter, defaultdict, deque, _Attrs,
+    nn.Parameter, np.ndarray, datetime, date, timedelta, Decimal, Fraction)}
+
+def _kind(o) -> str|None:
+    "Find the kind of an object in the table."
+    if type(o) in _TYPES: return _TYPES[type(o)]
+    if isinstance(o, np.generic): return 'np.generic'
+    if isinstance(o, tuple) and hasattr(o, '_fields'): return 'namedtuple'
+    if isinstance(o, Enum): return 'Enum'
+    return 'dataclass' if is_dataclass(o) and not isinstance(o, type) else None
+
 # %% ../nbs/09_checkpoints.ipynb #87e3a8ba
 def to_plain(
-    o, # Numbers, strings, tensors, and lists, tuples, sets and dictionaries of them
-): # The same without graphs and without NumPy's types
-    "Turn `o` into plain data, or raise a `TypeError` if it is more than that."
-    if o is None or type(o) in (bool, int, float, complex, str, bytes): return o
+    o, # Numbers, strings, tensors, arrays, and containers of them
+): # Numbers, strings, tensors, and lists, tuples and dictionaries of them
+    "Take data apart into what PyTorch reads safely, or raise a `TypeError` if `o` is no data."
+    if type(o) in _SIMPLE: return o
     if type(o) is Tensor: return o.detach()
-    if type(o) in (list, tuple, set): return type(o)(map(to_plain, o))
-    if type(o) in (dict, OrderedDict, Counter):
-        return {to_plain(k): to_plain(v) for k, v in o.items()}
-    if type(o).__module__ == 'numpy' and hasattr(o, 'tolist'): return o.tolist()
-    raise TypeError(f"{type(o).__name__} is no plain data: numbers, strings, tensors, "
-                    "and lists, tuples, sets and dictionaries of them")
+    if type(o) in (list, tuple): return type(o)(map(to_plain, o))
+    if type(o) in (dict, OrderedDict) and _KIND not in o and all(type(k) in _SIMPLE for k in o):
+        return type(o)((k, to_plain(v)) for k, v in o.items())
+    kind = _kind(o)
+    if kind is None:
+        raise TypeError(f"{type(o).__name__} is no plain data: numbers, strings, tensors, arrays, "
+                        "and lists, tuples, sets and dictionaries of them")
+    return {_KIND: kind, 'parts': to_plain(_KINDS[kind][0](o))}
+
+# %% ../nbs/09_checkpoints.ipynb #07d3b9ae
+def from_plain(
+    o, # What `to_plain` returned
+): # What it was given, or a copy; tensors without their graphs
+    "Put data together again; a `ValueError` if `to_plain` can't have returned them."
+    if type(o) in (list, tuple): return type(o)(map(from_plain, o))
+    if type(o) not in (dict, OrderedDict): return o
+    if _KIND not in o: return type(o)((k, from_plain(v)) for k, v in o.items())
+    if o[_KIND] not in _KINDS: raise ValueError(f"there is no kind of data called {o[_KIND]!r}")
+    return _KINDS[o[_KIND]][1](from_plain(o['parts']))
 
 # %% ../nbs/09_checkpoints.ipynb #4f9a02bd
+def _collects(o) -> bool:
+    "Does `o` collect batches, as a metric of torchmetrics does?"
+    return not isinstance(o, type) and all(hasattr(o, k) for k in ('update', 'compute', 'reset'))
+
+def _data_in(o, inside):
+    "Copy what is data in `o`, or raise a `TypeError`; `inside(o)` says where to look for more."
+    if inside(o): return _Attrs(plain_attrs(o))
+    items = dict(enumerate(o)) if type(o) in (list, tuple) else o
+    if isinstance(items, dict) and any(map(inside, items.values())):
+        return _Attrs({k: _data_in(v, inside) for k, v in items.items()})
+    return from_plain(to_plain(o))
+
 def plain_attrs(
     o, # Any object
 ) -> dict: # By name
-    "Collect the attributes of `o` that are plain data, and skip the others."
+    "Collect the attributes of `o` that are data, and those of metrics in it; skip the others."
+    def inside(v): return _collects(v) or (_collects(o) and isinstance(v, nn.Module))
     state = {}
     for k, v in vars(o).items():
-        try: state[k] = to_plain(v)
+        try: state[k] = _data_in(v, inside)
         except TypeError: pass   # a module, a hook, a function
+        except (ValueError, RecursionError) as e:
+            why = 'it holds itself' if isinstance(e, RecursionError) else e
+            raise ValueError(f"{type(o).__name__}.{k}: {why}") from None
     return state
+
+# %% ../nbs/09_checkpoints.ipynb #18e6f0cb
+def load_attrs(
+    o,          # An object
+    state:dict, # What `plain_attrs` returned of one like it
+):
+    "Put attributes back."
+    here:Any = o if isinstance(o, (dict, list, tuple)) else vars(o)
+    for k, v in state.items():
+        if isinstance(v, _Attrs): load_attrs(here[k], v)
+        else: here[k] = v
+
+# %% ../nbs/09_checkpoints.ipynb #f3a81d96
+def write_synced(
+    path:Path,  # The file to write
+    data:bytes, # Its content
+):
+    "Write a file, and fsync it."
+    with open(path, 'wb') as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+def fsync_folder(
+    path:Path, # A directory
+):
+    "Fsync a directory, so that the names in it are on the disk."
+    if os.name == 'nt': return   # Windows can't open a directory
+    fd = os.open(path, os.O_RDONLY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
+# %% ../nbs/09_checkpoints.ipynb #6d15c9e2
+def read_file(
+    path:Path, # Where an ordinary file should be
+    *,
+    size:int|None=None, # How many bytes it should have, if that is known
+    most:int|None=None, # More than so many can't be right
+) -> bytes:
+    "Read an ordinary file, or raise a `ValueError` if it isn't one or can't be read."
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError(f"{path} is damaged: it is no ordinary file")
+        if size is not None and about.st_size != size:
+            raise ValueError(f"{path} is damaged: of {size:,} bytes it has {about.st_size:,}")
+        if most is not None and about.st_size > most:
+            raise ValueError(f"{path} is damaged: it has {about.st_size:,} bytes")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError): raise ValueError(f"{path} is missing") from None
+    except OSError as e: raise ValueError(f"{path} cannot be read: {e.strerror}") from e
+
+# %% ../nbs/09_checkpoints.ipynb #b7d0914e
+def _is_wrapper(m:nn.Module, inner:str) -> bool:
+    "Does `m` only wrap the model that is its child `inner`?"
+    parallel = nn.DataParallel, nn.parallel.DistributedDataParallel
+    return inner == '_orig_mod' or (inner == 'module' and isinstance(m, parallel))
+
+def plain_names(
+    model:nn.Module, # Any model, compiled, wrapped, or neither
+) -> dict[str, str]: # For each name in its `state_dict`
+    "Find the names that parameters and buffers have without `_orig_mod.` and `module.`."
+    wrappers = []
+    for name, m in model.named_modules(remove_duplicate=False):
+        owner = f'{name}.' if name else ''
+        wrappers += [(f'{owner}{k}.', owner) for k in m._modules if _is_wrapper(m, k)]
+    names = {}
+    for full in model.state_dict():
+        names[full] = full
+        for prefix, owner in reversed(wrappers):   # what is inside comes off first
+            names[full] = re.sub('^' + re.escape(prefix), owner, names[full])
+    return names
+
+def plain_state(
+    model, # A module; any other function has no state
+) -> dict: # Parameters, buffers and extra state, by plain name
+    "Collect the state of a model by the names that it has without wrappers."
+    if not isinstance(model, nn.Module): return {}
+    state = model.state_dict()
+    return {plain: state[full] for full, plain in plain_names(model).items()}
+
+def load_plain_state(
+    model,      # A module; of any other function there is nothing to put back
+    state:dict, # What `plain_state` returned
+):
+    "Put the state of a model back, wrapped or not."
+    if not isinstance(model, nn.Module): return
+    names = plain_names(model)
+    model.load_state_dict({k: state[plain] for k, plain in names.items() if plain in state})
+
+# %% ../nbs/09_checkpoints.ipynb #e40b92c8
+@cache
+def _has_safe_type(dtype:torch.dtype) -> bool:
+    try: return bool(safetensors.torch.save({'x': torch.empty(1, dtype=dtype)}))
+    except Exception: return False
+
+def fits_safetensors(
+    t, # Anything in a model's state
+) -> bool:
+    "Find out whether `t` is a tensor that can be kept as safetensors; sparse ones can't."
+    if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_quantized: return False
+    return _has_safe_type(t.dtype)
+
+def weights_to_bytes(
+    weights:dict[str, Tensor], # By name
+    metadata:dict[str, str]|None=None, # Texts to keep with them
+) -> bytes: # The content of a safetensors file
+    "Turn weights into the content of a file."
+    # cloned, because safetensors refuses tensors that share memory
+    weights = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
+    return safetensors.torch.save(weights, metadata)
+
+# %% ../nbs/09_checkpoints.ipynb #b5e2d184
+def write_atomically(
+    path:Path,  # The file to write
+    data:bytes, # Its content
+):
+    "Write a file that is there as a whole, or as it was before."
+    part = path.with_name(f'.{path.name}.part')
+    try:
+        write_synced(part, data)
+        os.replace(part, path)
+        fsync_folder(path.parent)
+    finally: part.unlink(missing_ok=True)
+
+def misfits(
+    kept:dict, # What a file has: tensors, or anything else, by name
+    here:dict, # What a model has
+) -> list[str]:
+    "Say which tensors of a file don't fit a model."
+    def shape(o): return tuple(o.shape) if isinstance(o, Tensor) and not is_lazy(o) else None
+    found = [f"{k} is missing in the file" for k in here.keys() - kept.keys()]
+    found += [f"{k} is not there in the model" for k in kept.keys() - here.keys()]
+    for k in kept.keys() & here.keys():
+        if shape(here[k]) not in (None, shape(kept[k])):
+            found.append(f"{k} is {shape(kept[k])} in the file, {shape(here[k])} in the model")
+    return sorted(found)
+
+def some_of(
+    sentences:list[str], # One or more
+    n:int=3,             # How many to show
+) -> str: # Such as "a is missing in the file, and 2 more like that"
+    "Join the first of many sentences."
+    more = f", and {len(sentences) - n} more" if len(sentences) > n else ''
+    return '; '.join(sentences[:n]) + more

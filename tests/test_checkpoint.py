@@ -14,8 +14,16 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import warnings
+import zipfile
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -29,14 +37,21 @@ from safetensors.torch import load_file
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-from minifastai import checkpoint
-from minifastai.data import DataBunch
+from minifastai import checkpoint, utils
+from minifastai.activations import ActivationStats
+from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.callbacks import Callback, CancelBatchException, CancelTrainException
 from minifastai.learner import Learner, Runner
 from minifastai.metrics import accuracy, AvgStatsCallback
 from minifastai.schedules import LRSchedulerCallback, ParamScheduler, sched_cos
+from minifastai.device import CudaCallback
+from minifastai.progress import ProgressCallback
+from minifastai.recipes import AverageWeightsCallback
 from minifastai.recorder import Recorder
-from minifastai.checkpoint import Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint
+from minifastai.checkpoint import (
+    Checkpoint, CheckpointCallback, CheckpointError, FolderInUseError, find_checkpoint)
+from minifastai.terminate import (
+    EarlyStoppingCallback, TerminateOnNaNCallback, first_not_finite)
 
 # --- a run that is resumed goes on bit for bit
 
@@ -295,7 +310,7 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch, error, where):
     whole = copy.deepcopy(learn)
     run = Runner([CheckpointCallback(tmp_path, every=2), Recorder()])
     owner, real = {
-        'open': (checkpoint, open),
+        'open': (utils, open),
         'fsync': (os, os.fsync),
         'rename': (os, os.rename),
         'mkdir': (Path, Path.mkdir),
@@ -610,6 +625,678 @@ def test_state_that_is_no_plain_data(tmp_path):
     message = 'state of Keeps cannot be kept: Linear is no plain data'
     with pytest.raises(TypeError, match=message):
         Runner([Keeps(), CheckpointCallback(tmp_path)]).fit(1, tiny_learner())
+
+
+# --- a run that goes on is the same run
+
+
+def fit_until(after, folder, learn, *cbs, epochs=3, **kwargs):
+    "A fit that is interrupted after so many steps, with checkpoints of each"
+    run = quiet_runner([CheckpointCallback(folder, every=1, **kwargs), StopAfter(after), *cbs])
+    with pytest.raises(Stop): run.fit(epochs, learn)
+    return run
+
+
+def go_on(folder, learn, *cbs, epochs=3, **kwargs):
+    run = quiet_runner([CheckpointCallback(folder, resume=True, **kwargs), *cbs])
+    resume_quietly(run, epochs, learn)
+    return run
+
+
+def assert_refused(learn, message, fit, error=ValueError):
+    before = copy.deepcopy(learn.model.state_dict())
+    with pytest.raises(error, match=message): fit()
+    for k, v in learn.model.state_dict().items(): assert torch.equal(v, before[k])
+
+
+def test_fewer_epochs_than_are_begun(tmp_path):
+    "In the middle of the second epoch, one epoch is too few, and so would nothing be put back"
+    fit_until(4, tmp_path, tiny_learner())
+    learn = tiny_learner()
+    assert_refused(learn, 'begun its epoch 2, more than the 1 asked',
+                   lambda: go_on(tmp_path, learn, epochs=1))
+    assert go_on(tmp_path, learn, epochs=2).n_iter == 6
+
+
+def test_training_is_skipped_in_the_resumed_epoch(tmp_path):
+    class ValidateOnly(Callback):
+        def begin_epoch(self): return True
+    first = tiny_learner()
+    run = fit_until(4, tmp_path, first, AvgStatsCallback())
+    learn = tiny_learner(5, 4)
+    learn.data = first.data
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        again = go_on(tmp_path, learn, AvgStatsCallback(), Recorder(), ValidateOnly(), epochs=2)
+    assert torch.equal(weights(learn), weights(first))
+    assert again.n_iter == 4 == run.n_iter
+    assert again.recorder.history[0]['valid_loss'] == pytest.approx(
+        quiet_runner([AvgStatsCallback()]).validate(first)['valid_loss'])
+
+
+@pytest.mark.parametrize('other, message', [
+    (dict(bs=33), 'with 32 items in a batch; here there are 33'),
+    (dict(n=195), 'with 200 items; here there are 195'),
+    (dict(seed=1), 'other data'),
+])
+def test_other_data(tmp_path, other, message):
+    def learner(n=200, bs=32, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        ds = Dataset(torch.randn(n, 4, generator=g), torch.arange(n) % 3)
+        learn = tiny_learner()
+        learn.data = DataBunch(*get_dls(ds, ds, bs))
+        return learn
+    Runner(CheckpointCallback(tmp_path)).fit(1, learner())
+    learn = learner(**other)
+    assert_refused(learn, message, lambda: go_on(tmp_path, learn))
+
+
+def test_other_optimizers_and_threads(tmp_path):
+    fit_until(2, tmp_path, tiny_learner(opt_func=partial(optim.SGD, lr=0.1, momentum=0.9)))
+    learn = tiny_learner(opt_func=optim.Adam)
+    assert_refused(learn, 'run by SGD, and this optimizer is Adam', lambda: go_on(tmp_path, learn))
+    learn = tiny_learner(opt_func=partial(optim.SGD, lr=0.1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            go_on(tmp_path, learn)
+    finally: torch.set_num_threads(threads)
+    said = ' '.join(str(w.message) for w in said)
+    assert 'began with momentum=0.9' in said
+    assert f'had {threads} threads, and has {threads + 1} now' in said
+
+
+def test_an_optimizer_without_groups(tmp_path):
+    class Wrapped:
+        def __init__(self, opt): self.opt = opt
+        def step(self): self.opt.step()
+        def zero_grad(self): self.opt.zero_grad()
+        def state_dict(self): return dict(inner=self.opt.state_dict())
+        def load_state_dict(self, state): self.opt.load_state_dict(state['inner'])
+    def opt(params): return Wrapped(optim.SGD(params, lr=0.1, momentum=0.9))
+    learn = tiny_learner(opt_func=opt)
+    fit_until(4, tmp_path, learn)
+    again = tiny_learner(opt_func=opt)
+    assert go_on(tmp_path, again).n_iter == 9
+
+
+@pytest.mark.parametrize('which', ['train', 'valid'])
+def test_workers_that_live_on(tmp_path, no_fsync, which):
+    "Starting them takes a random number, in the first epoch only"
+    def make(seed):
+        torch.manual_seed(seed)
+        x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+        ds, kwargs = Dataset(x, torch.arange(24) % 3), dict(num_workers=1, persistent_workers=True)
+        train = DataLoader(ds, 8, shuffle=True, **kwargs if which == 'train' else {})
+        valid = DataLoader(ds, 8, **kwargs if which == 'valid' else {})
+        learn = tiny_learner()
+        learn.data = DataBunch(train, valid)
+        return learn
+    whole, broken, again = make(0), make(0), make(0)
+    again.model.load_state_dict(broken.model.state_dict())
+    whole.model.load_state_dict(broken.model.state_dict())
+    torch.manual_seed(0)
+    Runner().fit(3, whole)
+    torch.manual_seed(0)
+    fit_until(4, tmp_path, broken)
+    torch.manual_seed(7)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Workers with persistent_workers')
+        go_on(tmp_path, again)
+    assert torch.equal(weights(whole), weights(again))
+
+
+def test_the_fit_of_a_notebook_that_was_interrupted(tmp_path):
+    "The cell is run again, with the same runner"
+    for resume in (True, False):
+        learn, stop = tiny_learner(), StopAfter(4)
+        checkpoints = CheckpointCallback(tmp_path/f'{resume}', every=1, keep=99, resume=resume)
+        run = Runner([checkpoints, stop, Recorder()])
+        with pytest.raises(Stop): run.fit(3, learn)
+        stop.n = None
+        if resume: run.fit(3, learn)
+        else:
+            with pytest.warns(UserWarning, match='interrupted, and this one begins at epoch 0'):
+                run.fit(3, learn)
+        assert run.n_iter == 9
+        begun = list((tmp_path/f'{resume}').glob('*epoch-0-batch-1'))
+        assert len(begun) == 1 + (not resume)
+
+
+def test_a_complete_run_says_so(tmp_path):
+    learn = tiny_learner()
+    Runner(CheckpointCallback(tmp_path)).fit(2, learn)
+    again = tiny_learner()
+    with pytest.warns(UserWarning, match='run of 2 epochs is complete'): go_on(tmp_path, again,
+                                                                               epochs=2)
+    assert torch.equal(weights(learn), weights(again))
+    last = find_checkpoint(tmp_path)
+    assert last.is_complete(2) and not last.is_complete(3)
+
+
+def test_a_run_that_a_callback_ended_stays_ended(tmp_path):
+    class Enough(Callback):
+        def after_epoch(self):
+            if self.epoch == 1: raise CancelTrainException
+    Runner([Enough(), CheckpointCallback(tmp_path)]).fit(5, tiny_learner())
+    learn = tiny_learner()
+    with pytest.warns(UserWarning, match='ended this run after 2 of 5 epochs'):
+        assert go_on(tmp_path, learn, Enough(), epochs=5).n_iter == 6
+    chosen = find_checkpoint(tmp_path)
+    run = Runner(CheckpointCallback(tmp_path, resume=chosen))
+    with pytest.warns(UserWarning, match='enough is not among'): run.fit(5, learn)
+    assert run.n_iter == 15
+
+
+# --- state keeps its type, and settings hold
+
+
+Point = namedtuple('Point', 'x y')
+class Colour(Enum): RED = 1
+
+@dataclass
+class Record:
+    name: str
+    values: np.ndarray
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, torch.Tensor): return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, Record): return a.name == b.name and equal(a.values, b.values)
+    if isinstance(a, (list, tuple)): return all(map(equal, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize('o', [
+    np.arange(6).reshape(2, 3), np.array([1.5, np.pi], np.float32), np.array(['a', None], object),
+    np.array(['2026-01-01'], 'datetime64[D]'), np.zeros(2, [('a', int), ('b', 'f4')]),
+    np.float32(0.5), np.int64(3), np.bool_(True), np.datetime64('2026-01-01'), np.array(3),
+    Counter('abca'), OrderedDict(b=1, a=2), defaultdict(int, a=3), deque([1, 2], maxlen=3),
+    defaultdict(list, {('a', 1): [2]}), frozenset({1, 2}), {1, 'a'}, {frozenset({1}), (2, 3)},
+    {1: {'a': (2,)}}, {'__kind__': 'set', 'parts': []}, Point(1, [2]), Colour.RED,
+    Record('a', np.zeros(2)), nn.Parameter(torch.ones(2), requires_grad=False),
+    torch.ones(2).to_sparse(),
+    torch.ones(1, dtype=torch.complex128), torch.float16, torch.Size([2]), bytearray(b'a'),
+    range(3), slice(1, None), datetime(2026, 1, 2, 3), date(2026, 1, 2), timedelta(1, 2, 3),
+    Decimal('0.1'), Fraction(1, 3), Path('a/b'), 1j, float('inf'), None,
+], ids=lambda o: f'{type(o).__name__}')
+def test_state_keeps_its_type(tmp_path, o):
+    class Keeps(Callback):
+        def begin_fit(self): self.kept = None
+        def after_batch(self): self.kept = [o]
+    fit_until(2, tmp_path, tiny_learner(), Keeps())
+    keeps, seen = Keeps(), []
+    keeps.begin_batch = lambda: seen.append(keeps.kept)
+    go_on(tmp_path, tiny_learner(), keeps)
+    found = seen[0][0]
+    assert type(found) is type(o)
+    assert equal(found.to_dense(), o.to_dense()) if getattr(o, 'is_sparse', False) \
+        else equal(found, o)
+    assert getattr(found, 'maxlen', None) == getattr(o, 'maxlen', None)
+    assert getattr(found, 'default_factory', None) == getattr(o, 'default_factory', None)
+
+
+def test_what_cannot_be_kept_is_named_before_the_first_step(tmp_path):
+    class Holds(Callback):
+        def __init__(self, o): self.kept = o
+    circle = []
+    circle.append(circle)
+    Local = namedtuple('Local', 'x')
+    for o, message in ((circle, 'Holds.kept: it holds itself'),
+                       (defaultdict(lambda: 1), "Holds.kept: a defaultdict's factory can be int"),
+                       (Local(1), 'no class at the top level of the module')):
+        learn = tiny_learner()
+        assert_refused(learn, message, lambda: Runner(
+            [Holds(o), CheckpointCallback(tmp_path)]).fit(1, learn), (TypeError, ValueError))
+        assert not list(tmp_path.iterdir())
+    class Odd(torch.Tensor): pass
+    model = nn.Linear(4, 3)
+    model.register_buffer('odd', torch.ones(2).as_subclass(Odd))
+    with pytest.raises(TypeError, match='the model cannot be kept: odd is a Odd'):
+        Runner(CheckpointCallback(tmp_path)).fit(1, tiny_learner(model=model))
+
+
+@pytest.mark.parametrize('make', [
+    lambda: torch.ones(2, dtype=torch.complex128), lambda: torch.eye(2).to_sparse(),
+    lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+], ids=['complex128', 'sparse', 'quantised'])
+def test_tensors_that_safetensors_has_no_type_for(tmp_path, make):
+    def learner(factor):
+        model = nn.Linear(4, 3)
+        buffer = make()
+        if not buffer.is_quantized: buffer = buffer*factor
+        model.register_buffer('odd', buffer)
+        return tiny_learner(model=model)
+    fit_until(2, tmp_path, learner(1))
+    learn = learner(3)
+    go_on(tmp_path, learn)
+    odd, expected = learn.model.odd, make()
+    if odd.is_quantized: odd, expected = odd.dequantize(), expected.dequantize()
+    assert torch.equal(odd.to_dense(), expected.to_dense())
+
+
+def test_generators_of_any_kind_anywhere(tmp_path, no_fsync):
+    class Draws(torch.utils.data.Dataset):
+        def __init__(self, seed): self.rng = np.random.default_rng(seed)
+        def __len__(self): return 12
+        def __getitem__(self, i): return torch.full((4,), self.rng.random()), i % 3
+
+    def learner(seed):
+        torch.manual_seed(0)
+        learn = tiny_learner()
+        learn.data = DataBunch(DataLoader(Draws(seed), 4))
+        return learn
+
+    class Several(Callback):
+        def __init__(self, seed):
+            g, python = torch.Generator().manual_seed(seed), random.Random(seed)
+            old = dict(a=[np.random.RandomState(seed)])
+            def draw():
+                return torch.rand((), generator=g).item(), python.random(), old['a'][0].rand()
+            self.draw = draw
+        def begin_fit(self): self.drawn = []
+        def after_batch(self): self.drawn.append(self.draw())
+
+    whole, first, several = learner(0), learner(0), Several(0)
+    Runner([several]).fit(2, whole)
+    fit_until(4, tmp_path, first, Several(0), epochs=2)
+    again, other = learner(5), Several(5)
+    go_on(tmp_path, again, other, epochs=2)
+    assert other.drawn == several.drawn
+    assert torch.equal(weights(whole), weights(again))
+
+
+def test_settings_are_those_that_are_passed_now(tmp_path):
+    class Patience(Callback):
+        def __init__(self, patience, path):
+            self.patience, self.path, self.count = patience, path, 0
+            self.sums = torch.zeros(2)
+        def begin_fit(self): self.best = 9
+        def after_batch(self):
+            self.count += 1
+            self.sums += 1
+    def learner():
+        learn = tiny_learner()
+        learn.data.valid_dl = None
+        return learn
+    fit_until(4, tmp_path, learner(), Patience(3, Path('old')))
+    class Look(Patience):
+        name = 'patience'
+        def begin_batch(self): self.seen = vars(self).setdefault('seen', (self.count, self.best))
+    now = Look(10, Path('new'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        go_on(tmp_path, learner(), now)
+    assert (now.patience, now.path) == (10, Path('new'))
+    assert now.seen == (4, 9)
+    assert now.count == 9
+    assert now.sums.tolist() == [9, 9]
+
+
+def test_metrics_made_of_metrics(tmp_path):
+    class Right:
+        def __init__(self): self.reset()
+        def reset(self): self.counts = Counter()
+        def update(self, pred, yb): self.counts.update((pred.argmax(1) == yb).tolist())
+        def compute(self): return self.counts[True]/self.counts.total()
+
+    class Halved:
+        "Holds another one, in a list"
+        def __init__(self): self.parts = [Right()]
+        def update(self, pred, yb): self.parts[0].update(pred, yb)
+        def compute(self): return self.parts[0].compute()/2
+        def reset(self): self.parts[0].reset()
+
+    def stats(): return AvgStatsCallback([Halved(), Right()])
+    whole = quiet_runner([stats(), Recorder()])
+    torch.manual_seed(0)
+    whole.fit(1, tiny_learner(4))
+    torch.manual_seed(0)
+    fit_until(2, tmp_path, tiny_learner(4), stats(), Recorder(), epochs=1)
+    again = go_on(tmp_path, tiny_learner(4), stats(), Recorder(), epochs=1)
+    a, b = whole.recorder.history[0], again.recorder.history[0]
+    assert {**a, 'seconds': 0} == {**b, 'seconds': 0}
+
+
+# --- the best is the best
+
+
+def test_the_best_of_a_metric_whose_name_does_not_tell(tmp_path):
+    with pytest.raises(ValueError, match="pass mode='min' or mode='max'"):
+        CheckpointCallback(tmp_path, best='valid_thing')
+    class Thing(Callback):
+        def after_epoch(self): self.run.metrics['valid_thing'] = (3., 1., 2.)[self.epoch]
+    for mode, epoch in (('min', 2), ('max', 1)):
+        checkpoints = CheckpointCallback(tmp_path/mode, best='valid_thing', mode=mode, keep=1)
+        quiet_runner([Thing(), checkpoints]).fit(3, tiny_learner())
+        assert find_checkpoint(tmp_path/mode, best='valid_thing', mode=mode).epoch == epoch
+
+
+@pytest.mark.parametrize('cbs, there', [
+    (lambda: [AvgStatsCallback(accuracy)], "there are .*valid_loss.*Did you mean 'valid_accuracy'"),
+    (lambda: [], 'there are none'),
+])
+def test_the_best_of_no_such_metric(tmp_path, cbs, there):
+    "Said after the first epoch, whose checkpoint is written"
+    run = quiet_runner([*cbs(), CheckpointCallback(tmp_path, best='val_acc')])
+    with pytest.raises(ValueError, match=f"no metric 'val_acc'.*{there}"):
+        run.fit(3, tiny_learner())
+    assert find_checkpoint(tmp_path).epoch == 1
+    if cbs():
+        with pytest.raises(ValueError, match=there): find_checkpoint(tmp_path, best='val_acc')
+
+
+# --- folders
+
+
+def test_one_writer_at_a_time(tmp_path):
+    "A second one is refused, and leaves what the first one is writing alone"
+    class Second(Callback):
+        def after_step(self):
+            part = tmp_path/'.000009-epoch-0-batch-9.part'
+            part.mkdir(exist_ok=True)
+            other = Runner(CheckpointCallback(tmp_path, resume=True))
+            with pytest.raises(FolderInUseError, match='Another process is writing to'):
+                other.fit(1, tiny_learner())
+            assert part.exists()
+    Runner([Second(), CheckpointCallback(tmp_path)]).fit(1, tiny_learner())
+    Runner(CheckpointCallback(tmp_path, resume=True)).fit(2, tiny_learner())   # it is free again
+    with pytest.raises(FileExistsError):
+        Runner(CheckpointCallback(tmp_path)).fit(1, tiny_learner())
+    Runner(CheckpointCallback(tmp_path, resume=True)).fit(3, tiny_learner())
+
+
+def test_only_its_own_folders_are_removed(tmp_path):
+    run = Runner(CheckpointCallback(tmp_path, every=1, keep=1))
+    run.fit(1, tiny_learner())
+    last, = tmp_path.iterdir()
+    others = [f'{last.name}-precious', '1-epoch-a-batch-b', '9xx-epoch-0-batch-0', '.x.part',
+              '000000-epoch-0-batch-0', '000001-epoch-0-batch-0']
+    for name in others[:3] + others[4:5]: shutil.copytree(last, tmp_path/name)
+    (tmp_path/others[4]/'manifest.json').unlink()
+    for name in (others[3], others[5]): (tmp_path/name).write_text('a file')
+    run.fit(1, tiny_learner())
+    assert {p.name for p in tmp_path.iterdir()} >= set(others)
+    assert find_checkpoint(tmp_path).path.name == '000007-epoch-1-batch-0'
+
+
+@pytest.mark.parametrize('damage', ['fifo', 'folder', 'loop', 'missing', 'error', 'huge'])
+@pytest.mark.parametrize('name', ['manifest.json', 'training.pt'])
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch, name, damage):
+    before, last = checkpoints_of_a_fit(tmp_path)
+    path = last/name
+    if damage != 'error': path.unlink()
+    if damage == 'fifo': os.mkfifo(path)
+    if damage == 'folder': path.mkdir()
+    if damage == 'loop': path.symlink_to(path)
+    if damage == 'huge':
+        with open(path, 'wb') as f: f.truncate(2**40)
+    read = Path.read_bytes
+    def fails(p):
+        if p == path: raise OSError(errno.EIO, 'Input/output error')
+        return read(p)
+    if damage == 'error': monkeypatch.setattr(Path, 'read_bytes', fails)
+    with pytest.warns(UserWarning, match=f'{before.name} is taken instead'):
+        assert find_checkpoint(tmp_path).path == before
+
+
+@pytest.mark.parametrize('about', [
+    lambda a: a | dict(files={k: v | dict(bytes=float('inf')) for k, v in a['files'].items()}),
+    lambda a: a | dict(metrics={'valid_loss': 'x'}),
+    lambda a: a | dict(more=functools.reduce(lambda o, _: [o], range(500), [])),
+])
+def test_manifests_that_are_hostile(tmp_path, about):
+    before, last = checkpoints_of_a_fit(tmp_path)
+    remake(last, about)
+    if 'more' in json.loads(json.loads((last/'manifest.json').read_text())['about']):
+        deep = '['*200_000 + ']'*200_000
+        text = json.dumps(dict(sha256=checkpoint._digest(deep.encode()), about=deep))
+        (last/'manifest.json').write_text(text)
+    assert_falls_back_to(before, tmp_path)
+
+
+@pytest.mark.parametrize('change', [
+    lambda t: t | dict(n_iter='x', random={}),
+    lambda t: t | dict(data=3),
+    lambda t: t | dict(random=t['random'] | dict(torch=torch.zeros(3))),
+    lambda t: t | dict(opt=dict(param_groups=t['opt']['param_groups'], state=7)),
+    lambda t: t | dict(opt=[]),
+    lambda t: t | dict(n_iter={'__kind__': 'Enum', 'parts': ['os', 'system', 'x']}),
+])
+def test_hostile_states_put_nothing_back(tmp_path, change):
+    Runner(CheckpointCallback(tmp_path)).fit(1, tiny_learner())
+    path, = tmp_path.iterdir()
+    state = torch.load(path/'training.pt', weights_only=True)
+    remake(path, training=torch_saved(change(state)))
+    learn = tiny_learner(opt_func=partial(optim.SGD, lr=0.1, momentum=0.9))
+    opt = copy.deepcopy(learn.opt.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert_refused(learn, path.name, lambda: go_on(tmp_path, learn))
+    assert learn.opt.state_dict() == opt
+
+
+def test_a_file_that_unpacks_to_much_more(tmp_path):
+    Runner(CheckpointCallback(tmp_path)).fit(1, tiny_learner())
+    path, = tmp_path.iterdir()
+    with zipfile.ZipFile(bomb := io.BytesIO(), 'w', zipfile.ZIP_DEFLATED) as z:
+        z.writestr('archive/data.pkl', bytes(10**7))
+    remake(path, training=bomb.getvalue())
+    with pytest.raises(ValueError, match='training.pt is not what'):
+        find_checkpoint(tmp_path).state()
+
+
+# --- signals and workers
+
+
+WITH_WORKERS = '''
+import sys, time
+sys.path.insert(0, {tests!r})
+from helpers import *
+from minifastai.checkpoint import CheckpointCallback
+from torch.utils.data import DataLoader, Dataset
+class Slow(Dataset):
+    def __len__(self): return 400
+    def __getitem__(self, i):
+        time.sleep(0.02)
+        return torch.ones(4), 1
+class Say(Callback):
+    def after_batch(self): print(self.run.n_iter, flush=True)
+if __name__ == '__main__':
+    learn = tiny_learner()
+    learn.data = DataBunch(DataLoader(Slow(), 5, num_workers=1, multiprocessing_context={how!r}))
+    Runner([Say(), CheckpointCallback({folder!r})]).fit(1, learn)
+'''
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+@pytest.mark.parametrize('how, number', [('spawn', 2), ('spawn', 15), ('fork', 1)][:storm(1, 3)])
+def test_a_signal_to_the_workers_too(tmp_path, how, number):
+    "As Ctrl-C in a terminal, and as a system ends a group of processes"
+    folder, file = tmp_path/'checkpoints', tmp_path/'child.py'
+    tests = str(Path(__file__).parent)
+    file.write_text(WITH_WORKERS.format(tests=tests, how=how, folder=str(folder)))
+    process = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, start_new_session=True)
+    next(line for line in process.stdout if line.startswith('2'))
+    os.killpg(process.pid, number)
+    error = process.communicate()[1]
+    assert process.returncode == (-2 if number == 2 else 128 + number), error
+    assert find_checkpoint(folder).batch >= 2
+    assert 'exited unexpectedly' not in error
+
+
+# --- weights alone, and models in wrappers
+
+
+def test_a_compiled_run_goes_on_without_and_the_other_way_round(tmp_path):
+    def learner(compiled):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+        if compiled: model[0] = torch.compile(model[0], backend='eager')
+        return tiny_learner(model=torch.compile(model, backend='eager') if compiled else model)
+    whole = learner(False)
+    Runner().fit(3, whole)
+    for compiled in (True, False):
+        folder = tmp_path/f'{compiled}'
+        fit_until(4, folder, learner(compiled))
+        names = ['0.weight', '0.bias', '1.weight', '1.bias', '1.running_mean', '1.running_var',
+                 '1.num_batches_tracked', '2.weight', '2.bias']
+        assert sorted(find_checkpoint(folder).weights()) == sorted(names)
+        again = learner(not compiled)
+        go_on(folder, again)
+        for v, w in zip(again.model.state_dict().values(), whole.model.state_dict().values()):
+            assert torch.allclose(v, w, atol=1e-6)
+    parallel = nn.DataParallel(nn.Sequential(nn.Linear(4, 3)))
+    assert list(utils.plain_state(parallel)) == ['0.weight', '0.bias']
+
+
+def test_a_learners_weights(tmp_path):
+    learn, other = tiny_learner(), tiny_learner()
+    path = tmp_path/'model.safetensors'
+    old = os.umask(0o022)
+    try: learn.save(path, metadata=dict(a='b'))
+    finally: os.umask(old)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert load_file(path).keys() == learn.model.state_dict().keys()
+    other.load(path)
+    assert torch.equal(weights(other), weights(learn))
+    Runner(CheckpointCallback(tmp_path/'run')).fit(1, learn)
+    other.load(find_checkpoint(tmp_path/'run').path)
+    assert torch.equal(weights(other), weights(learn))
+    wrapped = tiny_learner(model=torch.compile(nn.Linear(4, 3), backend='eager'))
+    wrapped.load(path)
+    wrapped.save(tmp_path/'wrapped')
+    other.load(tmp_path/'wrapped')
+
+    larger = tiny_learner(model=nn.Linear(4, 3, bias=False))
+    assert_refused(larger, 'bias is not there in the model', lambda: larger.load(path))
+    larger = tiny_learner(model=nn.Linear(4, 5))
+    assert_refused(larger, r'weight is \(3, 4\) in the file, \(5, 4\) in the model',
+                   lambda: larger.load(path))
+    larger = tiny_learner(model=nn.Sequential(nn.Linear(4, 3)))
+    assert_refused(larger, 'is missing in the file.*not there in the model',
+                   lambda: larger.load(path))
+    for content, message in ((b'no', 'no file of weights'), (None, 'is missing')):
+        path.unlink()
+        if content: path.write_bytes(content)
+        assert_refused(learn, message, lambda: learn.load(path))
+        path.touch()
+
+
+def test_pickled_after_a_fit(tmp_path):
+    "All callbacks of the package, for a worker process or for torch.save"
+    cbs = [AvgStatsCallback(accuracy), Recorder(), ActivationStats(), ProgressCallback(),
+           AverageWeightsCallback(), CudaCallback('cpu'),
+           ParamScheduler('lr', sched_cos(0.1, 0.01)),
+           LRSchedulerCallback(partial(optim.lr_scheduler.ExponentialLR, gamma=0.9)),
+           TerminateOnNaNCallback(), EarlyStoppingCallback(), CheckpointCallback(tmp_path)]
+    quiet_runner(cbs).fit(1, tiny_learner())
+    for cb in cbs: assert type(pickle.loads(pickle.dumps(cb))) is type(cb)
+
+
+# --- early stopping
+
+
+class Losses(Callback):
+    "Validation losses as if they were these; None stands for no validation"
+    _order = AvgStatsCallback._order + 1
+    def __init__(self, *values): self.values = values
+    def after_epoch(self):
+        value = self.values[self.epoch]
+        if value is None: self.run.metrics = {'train_loss': 1.}
+        else: self.run.metrics['valid_loss'] = value
+    def state_dict(self): return {}
+
+
+@pytest.mark.parametrize('values, kwargs, epochs, best', [
+    ([3, 2, 1, 2, 3, 4, 5], dict(patience=2), 5, 2),
+    ([3, None, None, 2, None, 3, 4, 5], dict(patience=2), 7, 3),
+    ([3, 2.95, 2.9, 2], dict(patience=2, min_delta=0.2), 3, 0),
+    ([1, 2, 1, 0, 0, 3], dict(patience=3, mode='max'), 5, 1),
+    ([float('nan')]*4, dict(patience=3), 3, None),
+    ([3, 2, 1, 1], dict(patience=3), 4, 2),
+])
+def test_early_stopping(capsys, values, kwargs, epochs, best):
+    stopping, recorder = EarlyStoppingCallback(**kwargs), Recorder()
+    run = quiet_runner([Losses(*values), stopping, recorder])
+    run.fit(len(values), tiny_learner())
+    assert len(recorder.history) == epochs
+    assert stopping.best_epoch == best
+    ended = epochs < len(values)
+    assert (stopping.message is not None) == ended
+    assert ('valid_loss has not improved' in capsys.readouterr().out) == ended
+
+
+def test_early_stopping_restores_the_best_also_after_going_on(tmp_path, no_fsync):
+    values = [3, 1, 2, 3, 4, 5]
+    def make(*cbs):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+        return tiny_learner(model=model), [
+            Losses(*values), AverageWeightsCallback(0.5),
+            EarlyStoppingCallback(patience=3, restore=True), *cbs]
+
+    class Note(Callback):
+        _order = 999
+        def begin_fit(self): self.at = []
+        def after_epoch(self): self.at.append(weights(self))
+    learn, cbs = make(note := Note())
+    run = Runner(cbs)
+    run.fit(6, learn)
+    assert run.n_iter == 15
+    assert torch.equal(weights(learn), note.at[1])
+    for after in (2, 4, 7, 14):
+        broken, cbs = make()
+        fit_until(after, tmp_path/f'{after}', broken, *cbs, epochs=6)
+        again, cbs = make()
+        assert go_on(tmp_path/f'{after}', again, *cbs, epochs=6).n_iter == 15
+        assert torch.equal(weights(again), note.at[1])
+    again, cbs = make()   # it was ended, and so it stays
+    with pytest.warns(UserWarning, match='ended this run after 5 of 6'):
+        assert go_on(tmp_path/'7', again, *cbs, epochs=6).n_iter == 15
+    assert torch.equal(weights(again), note.at[1])
+    last = find_checkpoint(tmp_path/'7')   # and by its own state, if this one is chosen
+    run = Runner([CheckpointCallback(tmp_path/'7', resume=last), *make()[1]])
+    run.fit(6, again)
+    assert run.n_iter == 15
+
+
+def test_early_stopping_by_no_such_metric():
+    with pytest.raises(ValueError, match="no metric 'valid_acc'.*Did you mean 'valid_accuracy'"):
+        quiet_runner([AvgStatsCallback(accuracy), EarlyStoppingCallback('valid_acc')]).fit(
+            3, tiny_learner())
+    for kwargs, message in ((dict(patience=0), 'patience has to be'), (dict(mode='up'), 'mode is')):
+        with pytest.raises(ValueError, match=message): EarlyStoppingCallback(**kwargs)
+
+
+def test_a_nan_raises_if_asked():
+    learn = tiny_learner()
+    nn.init.constant_(learn.model.weight, float('nan'))
+    with pytest.raises(FloatingPointError, match='Stopped in training, epoch 0.*the loss is nan'):
+        Runner(TerminateOnNaNCallback(raise_error=True)).fit(9, learn)
+
+
+@pytest.mark.parametrize('kind', [tuple, list, lambda ab: dict(zip('ab', ab))])
+def test_a_nan_in_the_second_input_of_a_model(kind):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(8, 3)
+        def forward(self, a, b): return self.lin(torch.cat([a, b], 1))
+    a, b = torch.randn(5, 4), torch.randn(5, 4)
+    b[3, 1] = float('nan')
+    learn = tiny_learner(model=Two())
+    learn.data = DataBunch([(kind([a, b]), torch.zeros(5, dtype=torch.long))])
+    with pytest.warns(UserWarning, match='item 3 of the batch, input 1 of 2'):
+        Runner(TerminateOnNaNCallback(layers=True)).fit(1, learn)
+    assert first_not_finite(learn.model, (a, a)) == ''
+    assert first_not_finite(learn.model, dict(a=a, b=a)) == ''
 
 
 # --- the command

@@ -130,6 +130,18 @@ def test_accumulation_leaves_the_books_right():
     assert stats.train_stats.n_batches == 8
 
 
+def test_the_position_counts_batches_that_were_cancelled():
+    class CancelThreeOfFour(Callback):
+        def after_backward(self):
+            self.seen = getattr(self, 'seen', 0) + 1
+            if self.seen % 4: raise CancelBatchException()
+    rec = Recorder()
+    cbs = [CancelThreeOfFour(), rec, ParamScheduler('lr', sched_lin(1., 0.))]
+    Runner(cbs).fit(2, a_learner(some_batches([4]*8)))
+    assert rec.lrs[0] == pytest.approx([1 - i/16 for i in (3, 7, 11, 15)])
+    assert cbs[0].run.n_iter == 4
+
+
 def test_a_cancelled_batch_adds_nothing_to_the_sum():
     batches = some_batches([4]*5)
     class Cancel(Callback):

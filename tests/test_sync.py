@@ -114,8 +114,11 @@ def test_each_name_is_exported_once():
 
 def is_machinery(module, name) -> bool:
     "Is it for the package's own modules, so that `minifastai.all` leaves it out?"
-    if module == 'utils': return name not in ('listify', 'camel2snake')
-    return module == 'checks' or name in ('RUN_ATTRS', 'shadows', 'cancel_rank')
+    for_readers = dict(utils=('listify', 'camel2snake'), checks=(),
+                       batches=('call_model', 'predict', 'split_batch'))
+    if module in for_readers: return name not in for_readers[module]
+    return name in ('RUN_ATTRS', 'shadows', 'cancel_rank', 'frozen_modules', 'counted',
+                    'LossWeight', 'numbers_only', 'find_metric', 'set_setting', 'ratios_to_last')
 
 
 def test_all_has_every_name():
