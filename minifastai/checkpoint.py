@@ -644,11 +644,11 @@ def _begin(self:CheckpointCallback):
 
 # %% ../nbs/09_checkpoints.ipynb #6147ac3d
 def _sample(o) -> Tensor|None:
-    "Copy some 1,000 numbers of the first tensor in `o`, evenly spread, to compare with later."
+    "Copy some 200 numbers of the first tensor in `o`, evenly spread, to compare with later."
     t = first_tensor(o)
     if t is None or t.layout is not torch.strided or not t.numel(): return None
     t = t.detach().reshape(-1)
-    return t[::len(t)//1000 + 1].clone()
+    return t[::len(t)//200 + 1].clone()
 
 @patch
 def _read(self:CheckpointCallback, dl) -> Iterator:

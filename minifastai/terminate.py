@@ -153,8 +153,8 @@ class EarlyStoppingCallback(Callback):
         if self.bad_epochs < self.patience: return
         self._at_end = True
         self.message = (f"Stopped after epoch {self.epoch}: {self.metric} has not improved for "
-                        f"{self.bad_epochs} epochs. The best was {self.best} in epoch "
-                        f"{self.best_epoch}")
+                        f"{self.bad_epochs} epochs. The best was {self.best or math.nan:.4g} in "
+                        f"epoch {self.best_epoch}")
         print(self.message)
         raise CancelTrainException
 
