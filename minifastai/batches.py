@@ -41,7 +41,7 @@ def split_batch(
 ) -> tuple[Any, Any]: # `xb` and `yb`
     """Say what of a batch is input and what is target.
 
-    The last element of a tuple or list is the target, and what is before it are the inputs. A
+    The last element of a tuple or list is the target, and the elements before it are the inputs. A
     mapping or an object has its target under the name `labels`, `label`, `targets`, `target` or
     `y`. A batch without a target is its own target."""
     if type(batch) in (tuple, list) and len(batch) == 2: return batch[0], batch[1]

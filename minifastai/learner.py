@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn, optim
 from .batches import as_loss, call_model, predict, predictions, split_batch
@@ -23,7 +23,9 @@ from .checks import (
     check_shapes, check_validate, elementwise, explain, needs_closure, no_batches,
     no_such_attribute, nothing_to_cancel, warn_untrained)
 from .data import DataBunch
-from .utils import detached, did_you_mean, kept_modes, listify, n_batches, n_params
+from minifastai.utils import (
+    detached, did_you_mean, kept_modes, listify, loader_generators, n_batches, n_params, rng_state,
+    set_rng_state)
 
 # %% ../nbs/04c_loop.ipynb #e638f236
 class _Phase(NamedTuple):
@@ -222,22 +224,28 @@ def create_learner(
     return Learner(model, opt, loss_func, data)
 
 # %% ../nbs/04c_loop.ipynb #af7b2cef
-_in_eval:WeakSet = WeakSet()   # remembered, since a fit leaves the whole model in evaluation mode
+# whether a module that nothing trains is to be in training mode: found out when a fit begins, and
+# remembered, since a fit leaves the whole model in evaluation mode
+_chosen_modes:WeakKeyDictionary = WeakKeyDictionary()
 
 def frozen_modules(
     model, # A module; or any other function
 ) -> list[nn.Module]:
-    """Find the modules that were put into evaluation mode on purpose, such as a frozen batch norm.
+    """Find the modules that are to stay in evaluation mode, such as a frozen batch norm.
 
-    These are modules in evaluation mode in a model that is in training mode, with parameters or
-    buffers of which none gets a gradient; and the modules inside of them."""
+    These are modules in evaluation mode of which no parameter gets a gradient, and the modules
+    inside of them. What was in training mode at the beginning of an earlier fit is none of them."""
     if not isinstance(model, nn.Module): return []
+    found:list[nn.Module] = []
     for m in model.modules():
-        own = [*m.parameters(), *m.buffers()]
-        trained = any(t.requires_grad for t in own)
-        if m.training or trained: _in_eval.discard(m)
-        elif model.training and own: _in_eval.update(m.modules())
-    return [m for m in model.modules() if m in _in_eval]
+        params = list(m.parameters())
+        if any(p.requires_grad for p in params): _chosen_modes.pop(m, None)
+        elif not params and not list(m.buffers()): continue
+        elif model.training or m.training: _chosen_modes[m] = m.training
+        # the whole model is in evaluation mode: only what has frozen parameters is there on purpose
+        else: _chosen_modes.setdefault(m, not params)
+        if not _chosen_modes.get(m, True): found += m.modules()
+    return list(dict.fromkeys(found))
 
 # %% ../nbs/04c_loop.ipynb #ffad08e3
 class TrainEvalCallback(Callback):
@@ -287,7 +295,7 @@ def _of_learner(k:str) -> property:
     return property(get, lambda run, v: setattr(run.learn, k, v), doc=f"The learner's `{k}`.")
 
 # %% ../nbs/04c_loop.ipynb #6b023ffd
-# what `validate` puts back
+# what `validate` puts back; skip this for now
 _KEPT = ('learn', 'xb', 'yb', 'pred', 'loss', 'iters', 'in_train', 'skipped', 'metrics', 'aside',
          '_wants_closure', '_elementwise')
 
@@ -479,6 +487,8 @@ class Runner(_PhaseRunner):
         no `begin_fit`."""
         learn, dl = check_validate(self, learn, dl)
         kept = {k: vars(self)[k] for k in _KEPT}
+        generators = loader_generators(learn.data)
+        random = rng_state(generators)   # a loader draws a number each time it is gone through
         running = self._running
         if not running: self._bind()
         try:
@@ -491,6 +501,7 @@ class Runner(_PhaseRunner):
         finally:
             self._running = running
             vars(self).update(kept)
+            set_rng_state(random, generators)
 
     def __repr__(self):
         names = ', '.join(type(cb).__name__ for cb in self.cbs)

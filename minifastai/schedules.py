@@ -187,8 +187,8 @@ class ParamScheduler(Callback):
 
     def _take_in(self, groups, pos):
         "Let parameter groups that are new follow the schedule from the value that they have."
-        if self._for_all: now = self.sched_funcs(pos)
-        else: now = self._check_scheds(groups)   # raises: there is no schedule for them
+        if not self._for_all: self._check_scheds(groups)   # raises: there is no schedule for them
+        now = self.sched_funcs(pos)
         for pg in groups[len(self.scheds):]:
             self.scheds = [*self.scheds, self.sched_funcs]
             self.ratios = [*self.ratios, float(pg[self.pname])/now if now else 1.]

@@ -127,6 +127,13 @@ def test_mixins_handlers_count():
     with pytest.raises(ValueError, match="Did you mean 'after_fit'"): Runner(bad)
 
 
+@pytest.mark.parametrize('typo, seam', [('get_los', 'get_loss'), ('zero_grads', 'zero_grad'),
+                                        ('backwards', 'backward'), ('get_preds', 'get_pred')])
+def test_misspelled_seams(typo, seam):
+    with pytest.raises(ValueError, match=f"Did you mean '{seam}'"):
+        Runner(make_callback('Typo', **{typo: lambda self: None}))
+
+
 def test_misspelled_event_on_the_object():
     cb = Plain()
     cb.after_los = lambda: None

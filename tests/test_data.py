@@ -366,7 +366,7 @@ def test_any_data_set_in_loaders_and_in_those_that_other_tools_build(make):
 @pytest.mark.parametrize('kwargs', [
     dict(num_workers=2), dict(num_workers=1, persistent_workers=True),
     dict(collate_fn=None), dict(collate_fn=tud.default_collate),
-], ids=str)
+], ids=['workers', 'persistent', 'no_collate', 'default_collate'])
 @pytest.mark.parametrize('name', ['ours', 'tensors', 'part'])
 def test_options_of_loaders(name, kwargs):
     ds = DATA_SETS[name]()

@@ -70,6 +70,21 @@ def test_evaluation_mode_without_freezing_is_left_from_an_evaluation():
     assert frozen_modules(lambda x: x) == []
 
 
+def test_freezing_after_a_fit_and_in_a_pretrained_model():
+    for model in (Trained(), Trained().eval()):   # as it is loaded
+        if model.training: modes_in_training(model)
+        model.body.requires_grad_(False)
+        before = model.body[1].running_mean.clone()
+        modes_in_training(model, fits=2)
+        assert torch.equal(model.body[1].running_mean, before)
+
+
+def test_statistics_of_a_frozen_norm_may_move_in_each_fit():
+    model = Trained()
+    model.body[1].requires_grad_(False)   # in training mode
+    assert all(modes_in_training(model, fits=2))
+
+
 def test_a_frozen_norm_without_parameters():
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False))
     model[1].eval()
