@@ -15,11 +15,12 @@ from helpers import exported_is_the_same, tiny_learner
 from torch import nn, optim
 
 from minifastai.data import DataBunch
+from minifastai.batches import predict
 from minifastai.callbacks import Callback
 from minifastai.learner import Learner, Runner
 from minifastai.metrics import accuracy, AvgStatsCallback
 from minifastai.norms import RunningBatchNorm
-from minifastai.augment import affine, AugmentCallback, predict, random_affine, shift_tfms, TTA
+from minifastai.augment import affine, AugmentCallback, random_affine, shift_tfms, TTA
 from minifastai.resnet import res_layer, ResBlock
 from minifastai.recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
 
