@@ -24,7 +24,8 @@ __all__ = ['math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor'
            'TTA', 'res_layer', 'ResBlock', 'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
            'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
            'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
-           'TerminateOnNaNCallback', 'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train']
+           'TerminateOnNaNCallback', 'keep_freed_memory', 'load_run', 'minifastai_lr_find',
+           'minifastai_train', 'Prediction', 'TrainedRun']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -75,7 +76,8 @@ from .checkpoint import (
     Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint, FolderInUseError)
 from .terminate import (
     EarlyStoppingCallback, first_not_finite, TerminateOnNaNCallback)
-from .cli import keep_freed_memory, minifastai_lr_find, minifastai_train
+from .cli import (
+    keep_freed_memory, load_run, minifastai_lr_find, minifastai_train, Prediction, TrainedRun)
 
 _all_ = [
     'math', 're', 'partial', 'plt', 'torch', 'F', 'nn', 'optim', 'tensor', 'init',
@@ -110,5 +112,6 @@ _all_ = [
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
     'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
     'TerminateOnNaNCallback',
-    'keep_freed_memory', 'minifastai_lr_find', 'minifastai_train',
+    'keep_freed_memory', 'load_run', 'minifastai_lr_find', 'minifastai_train', 'Prediction',
+    'TrainedRun',
 ]
