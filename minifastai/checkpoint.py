@@ -878,7 +878,8 @@ def _or_value_error(path:Path):
 def _restore(self:CheckpointCallback, checkpoint:Checkpoint, state:_RunState):
     "Put back each part of the state, or leave model and optimizer as they were."
     run = self.run
-    weights = map_tensors(lambda t: t.detach().cpu().clone(), plain_state(run.model))
+    weights = {k: t for k, t in plain_state(run.model).items() if not is_lazy(t)}
+    weights = map_tensors(lambda t: t.detach().cpu().clone(), weights)
     opt = map_tensors(Tensor.clone, run.opt.state_dict())
     try:
         with _or_value_error(checkpoint.path):

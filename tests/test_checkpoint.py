@@ -790,6 +790,15 @@ def test_a_run_that_a_callback_ended_stays_ended(tmp_path):
     assert run.n_iter == 15
 
 
+def test_layers_that_learn_their_size_from_the_first_batch(tmp_path):
+    def learner(): return tiny_learner(model=nn.Sequential(nn.LazyLinear(5), nn.Linear(5, 3)))
+    first, again = learner(), learner()
+    fit_until(4, tmp_path, first)
+    go_on(tmp_path, again)
+    Runner(CheckpointCallback(tmp_path/'whole')).fit(1, first)
+    assert again.model[0].weight.shape == (5, 4)
+
+
 # --- state keeps its type, and settings hold
 
 
