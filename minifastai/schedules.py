@@ -233,9 +233,10 @@ class LRSchedulerCallback(Callback):
         try: mode = metric_mode(self.metric)
         except ValueError: return   # the scheduler's own mode says it
         if mode != self.sched.mode:
+            better = 'lower' if mode == 'min' else 'higher'
             raise ValueError("LRSchedulerCallback: this ReduceLROnPlateau has "
-                             f"mode={self.sched.mode!r}, but the best {self.metric} is its {mode}: "
-                             f"pass mode={mode!r} to the scheduler, or another metric= here")
+                             f"mode={self.sched.mode!r}, but {better} values of {self.metric} are "
+                             f"better: pass it mode={mode!r}, or choose another metric= here")
 
     def state_dict(self): return self.sched.state_dict()
     def load_state_dict(self, state): self.sched.load_state_dict(state)
