@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -467,16 +468,20 @@ class _Store:
             _remove(path)
 
 # %% ../nbs/09_checkpoints.ipynb #c8b65e31
-def _next_time(number:int, frame): signal.signal(number, signal.SIG_DFL)
-
 class _Shield:
-    "What a worker of a `DataLoader` begins with: the first signal of a kind leaves it alone."
+    "What a worker begins with: while a fit runs, the first signal of a kind leaves it alone."
     def __init__(self, init:Callable|None, signals:Sequence[int]):
         self.init, self.signals = init, signals
+        # shared with the workers: they have to end when the program ends them, after the fit
+        self.active = RawValue('b', 1)
 
     def __call__(self, worker:int):
-        for s in self.signals: signal.signal(s, _next_time)
+        for s in self.signals: signal.signal(s, self._on_signal)
         if self.init is not None: self.init(worker)
+
+    def _on_signal(self, number:int, frame):
+        signal.signal(number, signal.SIG_DFL)
+        if not self.active.value: os.kill(os.getpid(), number)
 
 class _StopSignals:
     "Signal handlers that make a note, so that the run can stop when nothing is half done."
@@ -484,7 +489,7 @@ class _StopSignals:
         self.received = 0      # the signal that has come; 0 if none
         self._stopping = False
         self._handlers = {}    # those that we have replaced
-        self._inits = []       # loaders, and how their workers began before
+        self._shields = []     # of loaders
 
     def install(self, signals:Sequence[int], loaders:Iterable):
         "Handle `signals`, except those for which somebody else has a signal handler."
@@ -496,14 +501,14 @@ class _StopSignals:
         for s in free: self._handlers[s] = signal.signal(s, self._on_signal)
         for dl in loaders:
             if not isinstance(dl, DataLoader) or not dl.num_workers: continue
-            self._inits.append((dl, dl.worker_init_fn))
-            dl.worker_init_fn = _Shield(dl.worker_init_fn, free)
+            dl.worker_init_fn = shield = _Shield(dl.worker_init_fn, free)
+            self._shields.append((dl, shield))
 
     def remove(self):
         "Put the former handlers back."
-        while self._inits:
-            dl, init = self._inits.pop()
-            dl.worker_init_fn = init
+        while self._shields:
+            dl, shield = self._shields.pop()
+            dl.worker_init_fn, shield.active.value = shield.init, 0
         for s, handler in self._handlers.items(): signal.signal(s, handler)
         self._handlers = {}
 
