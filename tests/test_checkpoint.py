@@ -1148,9 +1148,10 @@ def test_workers_that_live_on_can_be_ended_after_the_fit(tmp_path):
     Runner(CheckpointCallback(tmp_path)).fit(1, learn)
     assert dl.worker_init_fn is None
     worker, = dl._iterator._workers
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)   # PyTorch's would report a death
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)   # PyTorch's would report a death
     worker.terminate()
     worker.join(10)
+    signal.signal(signal.SIGCHLD, before)
     assert not worker.is_alive()
     dl._iterator._workers_status = [False]
 
