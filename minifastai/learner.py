@@ -10,9 +10,12 @@ __all__ = ['get_model', 'Learner', 'create_learner', 'frozen_modules', 'TrainEva
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
+import safetensors.torch
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn, optim
 from .batches import as_loss, call_model, predict, predictions, split_batch
 from .callbacks import (
@@ -23,9 +26,10 @@ from .checks import (
     check_shapes, check_validate, elementwise, explain, needs_closure, no_batches,
     no_such_attribute, nothing_to_cancel, warn_untrained)
 from .data import DataBunch
-from minifastai.utils import (
-    detached, did_you_mean, kept_modes, listify, loader_generators, n_batches, n_params, rng_state,
-    set_rng_state)
+from .utils import (
+    describe, detached, did_you_mean, fits_safetensors, kept_modes, listify, load_plain_state,
+    loader_generators, misfits, n_batches, n_params, plain_state, read_file, rng_state,
+    set_rng_state, some_of, weights_to_bytes, write_atomically)
 
 # %% ../nbs/04c_loop.ipynb #e638f236
 class _Phase(NamedTuple):
@@ -506,14 +510,6 @@ class Runner(_PhaseRunner):
     def __repr__(self):
         names = ', '.join(type(cb).__name__ for cb in self.cbs)
         return f"Runner({names}{'' if self.learn is None else f'; {self.learn!r}'})"
-
-# %% ../nbs/09_checkpoints.ipynb #c6f3e295
-from pathlib import Path  # noqa: E402
-import safetensors.torch  # noqa: E402
-from fastcore.basics import patch  # noqa: E402
-from .utils import (  # noqa: E402
-    describe, fits_safetensors, load_plain_state, misfits, plain_state, read_file, some_of,
-    weights_to_bytes, write_atomically)
 
 # %% ../nbs/09_checkpoints.ipynb #d704f3a6
 @patch
