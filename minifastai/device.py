@@ -49,11 +49,17 @@ class CudaCallback(Callback):
                 f"without an argument it takes {default_device()}") from e
 
     def begin_fit(self):
-        self.model.to(self.device)
-        self.run.loss_func = _moved_loss(self.loss_func, self.device)
+        self._move()
         if not getattr(self.opt, 'state', None): return
         # PyTorch puts each part of the state on the device of its parameter
         self.opt.load_state_dict(self.opt.state_dict())
+
+    def begin_validate(self):
+        if self.run.aside: self._move()   # by `run.validate`, perhaps before any fit
+
+    def _move(self):
+        self.model.to(self.device)
+        self.run.loss_func = _moved_loss(self.loss_func, self.device)
 
     def begin_batch(self):
         # from pinned memory the copy runs beside the program, otherwise it is an ordinary one
