@@ -317,8 +317,7 @@ def _unsaved_buffers(run) -> dict[str, tuple[nn.Module, str]]:
     for path, root in _modules(run).items():
         here = {f'{owner}.{k}'.lstrip('.'): (m, k) for owner, m in root.named_modules()
                 for k in m._non_persistent_buffers_set}
-        names = plain_names(root, of=here)
-        found |= {f'{path}.{names[full]}': here[full] for full in here}
+        found |= {f'{path}.{k}': here[full] for full, k in plain_names(root, of=here).items()}
     return found
 
 
@@ -328,15 +327,15 @@ def _outside(run) -> dict[str, dict]:
     state = {f'{path}.{k}': v for path, m in _modules(run).items() if m is not run.model
              for k, v in plain_state(m).items() if not is_lazy(v)}
     state |= {f'opt.{i}': p.detach() for i, p in enumerate(_free_tensors(run))}
-    return dict(state=state, buffers={name: getattr(*at) for name, at in
-                                      _unsaved_buffers(run).items()})
+    buffers = {name: getattr(*place) for name, place in _unsaved_buffers(run).items()}
+    return dict(state=state, buffers=buffers)
 
 @torch.no_grad()
 def _restore_outside(run, outside:dict[str, dict]):
     "Put it back."
     state, buffers = outside['state'], outside['buffers']
     for path, m in _modules(run).items():
-        if m is run.model: continue
+        if m is run.model: continue   # its state is in a file of its own
         load_plain_state(m, {k: state[f'{path}.{k}'] for k in plain_state(m)})
     for i, p in enumerate(_free_tensors(run)): p.copy_(state[f'opt.{i}'])
     here = _unsaved_buffers(run)
@@ -630,8 +629,8 @@ class CheckpointCallback(Callback):
         self._pending = None    # a checkpoint that waits for the epoch's batches, and its state
         self._at_end = False    # was the last checkpoint written at the end of an epoch?
         if str(self.best).startswith('valid_') and self.data.valid_dl is None:
-            raise ValueError(f"CheckpointCallback: best={self.best!r} needs validation, and there "
-                             "is no valid_dl: pass one, or choose a metric such as 'train_loss'")
+            raise ValueError(f"CheckpointCallback: best={self.best!r} needs validation, so pass "
+                             "DataBunch a valid_dl, or take a metric such as 'train_loss'")
         self._position = None   # the epoch and the batch to go on with, if nothing is half done
         _make_writable(self.folder)
         self._lock = _lock(self.folder)
@@ -650,7 +649,8 @@ class CheckpointCallback(Callback):
 
     def begin_epoch(self):
         self._count, self._at_end = 0, False
-        self._notes |= dict(before=_all_rng_states(self.run), workers=_started(self.run))
+        self._position = self.epoch, 0
+        self._notes |= dict(before=_all_rng_states(self.run), workers=_started(self.run), cut=False)
         self.run.resume_at(self.epoch, self._read)
 
     def after_cancel_batch(self): self._count += self.in_train   # it came from the loader, too
@@ -729,13 +729,14 @@ def _read(self:CheckpointCallback, dl) -> Iterator:
         checkpoint, state = self._pending
         self._pending = None
         left = self._remaining(checkpoint, state, dl)
-        if state.training['cut']: raise CancelEpochException   # as after the batch, then
+        self._position = self.epoch, self._count
     return self._noted(dl if left is None else left, first=left is None)
 
 @patch
 def _noted(self:CheckpointCallback, batches:Iterable, first:bool) -> Iterator:
     "Yield batches, and note numbers of each."
     batches = iter(batches)
+    if self._notes['cut']: raise CancelEpochException   # as after the checkpoint's batch
     while True:
         try: batch = next(batches)
         except StopIteration: break
@@ -911,10 +912,9 @@ def _resume(self:CheckpointCallback, checkpoint:Checkpoint):
     self._restore(checkpoint, state)
     run.resume_at(run.epochs if ended else checkpoint.epoch)
     if ended:
-        more = f" and {checkpoint.batch} batches" if checkpoint.batch else ''
-        warnings.warn(f"A callback ended this run after {checkpoint.epoch} of {run.epochs} epochs"
-                      f"{more}, so it does not go on. To go on all the same, pass "
-                      f"resume=Checkpoint.at({str(path)!r})", stacklevel=2)
+        done = f"{state.training['n_epochs']:.3g} of {run.epochs} epochs"
+        warnings.warn(f"A callback ended this run after {done}, so it does not go on. To go on all "
+                      f"the same, pass resume=Checkpoint.at({str(path)!r})", stacklevel=2)
     elif checkpoint.is_complete(run.epochs):
         warnings.warn(f"This run of {run.epochs} epochs is complete: there is nothing to do. To "
                       "train on, fit with more epochs", stacklevel=2)
@@ -938,7 +938,7 @@ def _remaining(self:CheckpointCallback, checkpoint:Checkpoint, state:_RunState, 
                       "data that are not repeatable can't give the same result", stacklevel=2)
     self._restore(checkpoint, state)
     self._count = checkpoint.batch
-    self._notes |= {k: state.training[k] for k in ('before', 'workers', 'last')}
+    self._notes |= {k: state.training[k] for k in ('before', 'workers', 'last', 'cut')}
     return batches
 
 # %% ../nbs/09_checkpoints.ipynb #20b6f4da

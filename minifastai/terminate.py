@@ -142,8 +142,8 @@ class EarlyStoppingCallback(Callback):
 
     def begin_fit(self):
         if self.metric.startswith('valid_') and self.data.valid_dl is None:
-            raise ValueError(f"EarlyStoppingCallback: {self.metric} needs validation, and there is "
-                             "no valid_dl: pass one, or choose a metric such as 'train_loss'")
+            raise ValueError(f"EarlyStoppingCallback: {self.metric} needs validation, so pass "
+                             "DataBunch a valid_dl, or take a metric such as 'train_loss'")
         self.best = self.best_epoch = self.message = None
         self.best_state = {}     # of the model
         self.bad_epochs = 0      # since the best one
