@@ -66,7 +66,7 @@ def _bad_input(xb) -> str:
 def first_not_finite(
     model:nn.Module, # Any model
     xb,              # A batch for it
-) -> str: # Such as `'what layer 3 Linear gives out'`; `''` if everything is finite
+) -> str: # Such as `'the output of layer 3 Linear'`; `''` if everything is finite
     """Find where numbers that aren't finite come up first when `model` is run on `xb`.
 
     That may be an item of the batch, a parameter, the output of a layer, or a buffer."""
@@ -76,7 +76,7 @@ def first_not_finite(
         if not _all_finite(p): return f"{name}, before the batch is seen"
     buffers = [name for name, b in model.named_buffers() if not _all_finite(b)]
     layer = _first_bad_layer(model, xb)
-    if layer is not None: return f"what layer {layer} gives out"
+    if layer is not None: return f"the output of layer {layer}"
     return f"the buffer {buffers[0]}" if buffers else ''
 
 # %% ../nbs/09_checkpoints.ipynb #04ae8d5b

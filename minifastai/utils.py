@@ -253,7 +253,9 @@ def _pairs(o) -> list: return [list(pair) for pair in o.items()]
 def _factory_name(o:defaultdict) -> str|None:
     "Name the function by which a `defaultdict` makes what is missing."
     f = o.default_factory
-    if f is None or _FACTORIES.get(f.__name__) is f: return f and f.__name__
+    if f is None: return None
+    for name, factory in _FACTORIES.items():
+        if f is factory: return name
     raise ValueError(f"a defaultdict's factory can be {', '.join(_FACTORIES)}, not {f!r}")
 
 def _array_parts(o:np.ndarray) -> list:
