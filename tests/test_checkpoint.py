@@ -968,7 +968,8 @@ def test_what_is_no_checkpoint_and_what_no_validation(tmp_path):
     for cb in cbs:
         learn = tiny_learner()
         learn.data.valid_dl = None
-        assert_refused(learn, 'needs validation, so pass DataBunch a valid_dl', lambda: quiet_runner(cb).fit(1, learn))
+        assert_refused(learn, 'needs validation, so pass DataBunch a valid_dl',
+                       lambda: quiet_runner(cb).fit(1, learn))
 
 
 def test_layers_that_learn_their_size_from_the_first_batch(tmp_path):
