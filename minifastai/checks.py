@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['suggest_event', 'check_callback', 'check_callback_maker', 'check_names', 'check_seams',
-           'check_learner', 'grouped_params', 'needs_closure', 'warn_untrained', 'no_batches',
-           'check_fit', 'no_such_attribute', 'nothing_to_cancel', 'check_validate', 'check_loss',
-           'elementwise', 'check_shapes', 'explain']
+           'gradients_anew', 'check_learner', 'grouped_params', 'needs_closure', 'warn_untrained',
+           'no_batches', 'check_fit', 'no_such_attribute', 'nothing_to_cancel', 'check_validate',
+           'check_loss', 'elementwise', 'check_shapes', 'explain']
 
 # %% ../nbs/modules/04c-checks.ipynb #2d70e568
 import difflib, inspect, operator, warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
-from .batches import ignored_label
+from .batches import ignored_label, unwrapped
 from .callbacks import (
     EVENTS, RUN_ATTRS, SEAMS, Callback, CancelBatchException, CancelException, shadows)
 from .utils import camel2snake, describe, did_you_mean, first_tensor, n_batches
@@ -140,6 +139,16 @@ def check_seams(
     raise ValueError(f"Both {first} and {second} want to do {seam!r} in their own way, and only "
                      f"one can: leave one out, or write one {seam} that does both")
 
+# %% ../nbs/04c_loop.ipynb #228e5510
+def gradients_anew(
+    handler:Callable, # A handler of `begin_step`
+) -> RuntimeError: # To be raised
+    "Explain that a step which computes gradients anew would undo what a callback did to them."
+    who = type(getattr(handler, '__self__', handler)).__name__
+    return RuntimeError(
+        f"{who} listens to begin_step, where the gradients are complete, but this kind of step "
+        f"computes them anew, which would undo what {who} does: leave one of the two out")
+
 # %% ../nbs/04c_loop.ipynb #24b84be1
 def check_learner(
     model,     # What `Learner` was given as its model
@@ -151,7 +160,8 @@ def check_learner(
     def refuse(what, o, why):
         signature = "Learner(model, opt, loss_func, data)"
         raise TypeError(f"{signature}: {what} is a {type(o).__name__}{why}")
-    if isinstance(opt, type): refuse('opt', opt, f": make an optimizer, {opt.__name__}(params, lr)")
+    for what, o in dict(model=model, opt=opt, loss_func=loss_func).items():
+        if isinstance(o, type): refuse(what, o, f": pass an object, as {o.__name__}(...) makes one")
     if not callable(model): refuse('model', model, ", and cannot be called")
     if not (hasattr(opt, 'step') and hasattr(opt, 'zero_grad')):
         refuse('opt', opt, ", and no optimizer")
@@ -277,7 +287,12 @@ def check_validate(
     "Refuse a validation of nothing, or by nobody."
     if learn is None: learn = run.learn
     if learn is None: raise ValueError("validate(learn): this runner has no learner yet, pass one")
-    check_fit(False, 0, learn)
+    if run.validating:
+        raise RuntimeError("validate: this run is validating already, and its numbers would be "
+                           "mixed up; do it in after_epoch, or after a training batch")
+    if not hasattr(learn, 'loss_func'):
+        raise TypeError(f"validate(learn): learn is a {type(learn).__name__}; it has to be a "
+                        "Learner. Other batches are passed by dl=")
     if dl is None: dl = learn.data.valid_dl
     if dl is None:
         raise ValueError("validate: these data have no validation batches; pass others by dl=")
@@ -310,7 +325,7 @@ def elementwise(
     loss_func:Callable, # A loss function
 ) -> bool:
     "Does this loss compare each number of the predictions with the same number of the targets?"
-    f = loss_func.func if isinstance(loss_func, partial) else loss_func
+    f, _ = unwrapped(loss_func)
     return (type(f) if isinstance(f, nn.Module) else f) in _ELEMENTWISE
 
 def check_shapes(
@@ -362,11 +377,21 @@ def _check_call(e, run):
     "Say how the model was called, if `xb` is not a tensor."
     if isinstance(run.xb, Tensor) or not isinstance(e, (TypeError, AttributeError)): return
     what = describe(run.xb)
+    if type(run.xb).__module__ == 'numpy':
+        raise TypeError(f"{e}. (The inputs are NumPy's: make tensors of them, by torch.as_tensor "
+                        "in the data set or in a callback's begin_batch.)") from e
     if isinstance(run.xb, Mapping):
         what = f"a mapping with the entries {', '.join(map(str, run.xb))}"
     raise TypeError(f"{e}. (The inputs were {what}. A tuple is spread over the arguments of the "
                     "model's forward if it takes so many, and a mapping if it has parameters of "
                     "these names. Otherwise the model gets the inputs as one argument.)") from e
+
+def _check_predictions(e, pred):
+    "Say what to do if the loss function can't take what the model returned."
+    if isinstance(pred, Tensor) or not isinstance(e, (TypeError, AttributeError)): return
+    raise TypeError(f"{e}. (The model returned {describe(pred)}. If it computes its own loss, pass "
+                    "None as the loss function. If not, pass a function that takes what it needs, "
+                    "such as lambda pred, yb: F.cross_entropy(pred.logits, yb).)") from e
 
 def _check_single_item(e):
     "Say what to do about a batch of one item, which batch norm cannot train on."
@@ -386,4 +411,5 @@ def explain(
     if isinstance(e, IndexError): _check_labels(run)
     if isinstance(e, ValueError): _check_single_item(e)
     if isinstance(e, RuntimeError): _check_devices(run)
-    _check_call(e, run)
+    if run.pred is None: _check_call(e, run)
+    else: _check_predictions(e, run.pred)

@@ -6,9 +6,11 @@
 __all__ = ['AccumulateCallback', 'ClipGradientsCallback']
 
 # %% ../nbs/modules/04d-gradients.ipynb #9fad0c04
+import warnings
 import torch
 from torch import Tensor
 from .callbacks import Callback
+from .checks import grouped_params
 from .learner import TrainEvalCallback
 from .metrics import LossWeight
 from .utils import check_count
@@ -17,9 +19,11 @@ from .utils import check_count
 class AccumulateCallback(Callback):
     """Makes a step after every `n` batches, with the mean of their gradients, as for one batch.
 
-    The last batch of an epoch makes a step as well. Every batch counts in averages, in the
-    position and in schedules. A cancelled batch adds nothing."""
+    The last batch of an epoch makes a step as well, if the loader has a length and that batch isn't
+    cancelled. Every batch counts in averages, in the position and in schedules. A cancelled batch
+    adds nothing."""
     _order = TrainEvalCallback._order - 10   # nobody may see a step that is not made
+    n_begun = n_summed = 0
     def __init__(self,
         n:int, # How many batches
     ):
@@ -38,7 +42,7 @@ class AccumulateCallback(Callback):
     def begin_step(self) -> bool: # True if there is no step yet
         "Add this batch's gradients to the sums, and put their mean in their place if it is time."
         weight = 1. if self._loss_weight.is_sum else self._loss_weight(self.xb, self.yb)
-        params = [p for pg in self.opt.param_groups for p in pg['params']]
+        params = grouped_params(self.opt) or list(self.model.parameters())
         self.sums += [None]*(len(params) - len(self.sums))   # for a parameter group that is new
         self.sums = [_added(s, p.grad, weight) for s, p in zip(self.sums, params)]
         self.total = self.total + weight
@@ -48,6 +52,11 @@ class AccumulateCallback(Callback):
         for p, s in zip(params, self.sums): p.grad = None if s is None else s/divisor
         self.sums, self.total, self.n_summed = [], 0., 0
         return False
+
+    def after_fit(self):
+        if not self.n_summed: return
+        warnings.warn(f"AccumulateCallback: the gradients of the last {self.n_summed} batches were "
+                      "not used, since no step followed", stacklevel=2)
 
 def _added(total:Tensor|None, grad:Tensor|None, weight) -> Tensor|None:
     "Add a gradient times `weight` to a sum; None stands for nothing."
@@ -67,10 +76,14 @@ class ClipGradientsCallback(Callback):
         *,
         norm_type:float=2., # Which norm; `float('inf')` for the largest number
     ):
-        if not max_norm > 0:
-            raise ValueError(f"ClipGradientsCallback: max_norm has to be above 0, not {max_norm}")
+        if not isinstance(max_norm, (int, float)) or not max_norm > 0:
+            raise ValueError(f"ClipGradientsCallback: max_norm has to be above 0, not {max_norm!r}")
         self.max_norm, self.norm_type = max_norm, norm_type
 
     def begin_step(self):
-        params = [p for pg in self.opt.param_groups for p in pg['params'] if p.grad is not None]
+        params = grouped_params(self.opt) or list(self.model.parameters())
+        params = [p for p in params if p.grad is not None]
+        if any(p.grad.is_sparse for p in params):
+            raise ValueError("ClipGradientsCallback: sparse gradients, such as nn.Embedding's with "
+                             "sparse=True, cannot be clipped: make them dense, or do not clip")
         self.norm = torch.nn.utils.clip_grad_norm_(params, self.max_norm, self.norm_type)

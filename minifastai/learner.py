@@ -23,7 +23,7 @@ from .callbacks import (
     CancelTrainException, cancel_rank)
 from .checks import (
     check_callback_maker, check_fit, check_learner, check_loss, check_names, check_seams,
-    check_shapes, check_validate, elementwise, explain, needs_closure, no_batches,
+    check_shapes, check_validate, elementwise, explain, gradients_anew, needs_closure, no_batches,
     no_such_attribute, nothing_to_cancel, warn_untrained)
 from .data import DataBunch
 from .utils import (
@@ -86,6 +86,7 @@ class _Dispatcher:
             check_callback_maker(f)
             self.cbs.append(f())
         self._names = {}
+        self.cancelled:BaseException|None = None   # a cancel that waits for the others to hear
 
     def _bind(self):
         """Check the callbacks, make each an attribute, and note who listens to what, in order.
@@ -148,8 +149,10 @@ class _PhaseRunner(_Dispatcher):
         for handler in self._handlers[event]:
             try: handler()
             except over: pass
-            except CancelException as e: widest = _stronger(widest, e, event)
-        if widest is not None: raise widest
+            except CancelException as e: widest = self.cancelled = _stronger(widest, e, event)
+        if widest is None: return
+        self.cancelled = None
+        raise widest
 
     def _clean_up(self, p:_Phase, cleanups:list, first:BaseException|None=None):
         "Call `cleanups`, the last one first, whatever any of them raises; `first` is on its way."
@@ -178,7 +181,8 @@ def _shown(o) -> str:
     "Say in a few words what a learner holds."
     if isinstance(o, nn.Module): return f'{type(o).__name__} of {n_params(o):,} parameters'
     if isinstance(o, partial): o = o.func
-    rates = [f"{float(pg['lr']):.3g}" for pg in getattr(o, 'param_groups', ()) if 'lr' in pg]
+    groups = getattr(o, 'param_groups', ())
+    rates = [f"{float(pg['lr']):.3g}" for pg in groups if pg.get('lr') is not None]
     if rates: return f"{type(o).__name__} lr {', '.join(rates)}"
     return getattr(o, '__name__', type(o).__name__)
 
@@ -301,7 +305,7 @@ def _of_learner(k:str) -> property:
 # %% ../nbs/04c_loop.ipynb #6b023ffd
 # what `validate` puts back; skip this for now
 _KEPT = ('learn', 'xb', 'yb', 'pred', 'loss', 'iters', 'in_train', 'skipped', 'metrics', 'aside',
-         '_wants_closure', '_elementwise')
+         'wants_closure', '_elementwise')
 
 # %% ../nbs/04c_loop.ipynb #d09bbd0c
 class Runner(_PhaseRunner):
@@ -316,6 +320,8 @@ class Runner(_PhaseRunner):
     metrics:dict[str, Any]   # this epoch's numbers, by name: empty when it begins
     skipped:bool             # did the optimizer skip the step of this batch?
     aside:bool               # does `validate` run?
+    validating:bool          # does a validation run, of either kind?
+    wants_closure:bool       # does the optimizer's `step` compute gradients by itself?
 
     def __init__(self,
         cbs:Callback|Iterable[Callback]|None=None,      # Callbacks
@@ -343,7 +349,8 @@ class Runner(_PhaseRunner):
         self.xb = self.yb = self.pred = self.loss = self.iters = None
         self.epochs, self.epoch, self.metrics = epochs, 0, {}
         self.n_epochs, self.n_iter, self.in_train = 0., 0, False
-        self.skipped = self.aside = self._wants_closure = self._elementwise = False
+        self.skipped = self.aside = self.validating = False
+        self.wants_closure = self._elementwise = False
         self.resume_at(0)
 
     def fit(self,
@@ -359,6 +366,7 @@ class Runner(_PhaseRunner):
         try:
             self.learn, self._running = learn, True
             self._reset(epochs)
+            self._look_once()
             for cb in self.cbs: cb.set_runner(self)
             self._phase(_FIT, self._fit)
         except (CancelBatchException, CancelEpochException) as e: raise nothing_to_cancel(e) from e
@@ -385,14 +393,20 @@ class Runner(_PhaseRunner):
 
     def _look_once(self):
         "Find out what need not be asked at each step."
-        self._wants_closure = needs_closure(self.opt)
+        self.wants_closure = needs_closure(self.opt)
         self._elementwise = elementwise(self.loss_func)
+        if self.wants_closure: self._refuse_anew()
 
     def _epoch(self, skip:bool):
         if not skip: self.all_batches(self.data.train_dl)
         elif self._rest is not None: self._rest(self.data.train_dl)   # puts back what was saved
-        if self.data.valid_dl is None: return
-        with torch.no_grad(): self._phase(_VALIDATE, self._validate)
+        if self.data.valid_dl is not None: self._validation(self._validate)
+
+    def _validation(self, body:Callable):
+        self.validating = True
+        try:
+            with torch.no_grad(): self._phase(_VALIDATE, body)
+        finally: self.validating = False
 
     def _validate(self, skip:bool):
         if not skip: self._batches(self.data.valid_dl, 'valid_dl')
@@ -427,6 +441,7 @@ class Runner(_PhaseRunner):
         finally: self._seams['zero_grad']()   # also of a batch that is cut short
 
     def _forward(self):
+        self.pred = None
         try:
             self.pred = self._seams['get_pred']()
             self('after_pred')
@@ -462,7 +477,7 @@ class Runner(_PhaseRunner):
 
     def step(self):
         "Let the optimizer make a step; if it needs a closure, by `closure`."
-        if self._wants_closure: self.learn.opt.step(self.closure)
+        if self.wants_closure: self.learn.opt.step(self.closure)
         else: self.learn.opt.step()
 
     def zero_grad(self):
@@ -471,6 +486,7 @@ class Runner(_PhaseRunner):
 
     def closure(self) -> Tensor: # The loss, ()
         "Compute this batch's loss and gradients at the parameters' present values, for a `step`."
+        self._refuse_anew()
         first = self.pred, self.loss
         try:
             with torch.enable_grad():
@@ -479,6 +495,9 @@ class Runner(_PhaseRunner):
                 self._backward()
                 return self.loss
         finally: self.pred, self.loss = first   # the books have those of the batch's beginning
+
+    def _refuse_anew(self):
+        for handler in self._handlers['begin_step']: raise gradients_anew(handler)
 
     def validate(self,
         learn:Learner|None=None, # What to validate; by default what this runner is training
@@ -499,8 +518,8 @@ class Runner(_PhaseRunner):
             self.learn, self._running, self.metrics, self.aside = learn, True, {}, True
             for cb in self.cbs: cb.set_runner(self)
             self._look_once()
-            with kept_modes(self.model), torch.no_grad():
-                self._phase(_VALIDATE, lambda skip: skip or self._batches(dl, 'valid_dl'))
+            with kept_modes(self.model):
+                self._validation(lambda skip: skip or self._batches(dl, 'valid_dl'))
             return self.metrics
         finally:
             self._running = running

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .batches import ignored_label
+from .batches import ignored_label, unwrapped
 from .callbacks import Callback
 from .learner import TrainEvalCallback
 from .utils import (
@@ -34,10 +34,16 @@ def counted(
 # %% ../nbs/04d_metrics.ipynb #5f492472
 def accuracy(
     out:Tensor, # A score for each class, (N, C) or (N, C, ...); or an object with `logits`
-    yb:Tensor,  # Class labels (N,) or (N, ...); -100 marks those that do not count
+    yb:Tensor,  # Class labels (N,) or (N, ...)
+    *,
+    ignore:int=-100, # The label that marks what does not count, as a loss's `ignore_index`
 ) -> Tensor: # A number, as a tensor ()
-    "Compute the fraction of items whose highest score is that of the right class."
-    out = getattr(out, 'logits', out)
+    """Compute the fraction of items whose highest score is that of the right class.
+
+    The classes are the second dimension, except in an object with `logits`, where they are the last
+    one if that fits."""
+    logits = getattr(out, 'logits', None)
+    if logits is not None: out = logits.movedim(-1, 1) if logits.shape[:-1] == yb.shape else logits
     if out.dim() < 2 or out.shape[1] == 1:
         raise ValueError("accuracy needs a score for each class, and scores of shape "
                          f"{tuple(out.shape)} have only one. For a yes-or-no question use "
@@ -46,7 +52,7 @@ def accuracy(
     if best.shape != yb.shape:
         raise ValueError(f"accuracy: scores of shape {tuple(out.shape)} need labels of shape "
                          f"{tuple(best.shape)}, not {tuple(yb.shape)}")
-    return (best == yb).sum()/counted(yb)
+    return (best == yb).sum()/counted(yb, ignore=ignore)
 
 # %% ../nbs/04d_metrics.ipynb #13a13a90
 accuracy.denominator = counted   # type: ignore[attr-defined]
@@ -58,9 +64,10 @@ def _denominator(f:Callable) -> Callable|None:
     settings: with class weights it is the sum of the items' weights, with `ignore_index` the
     number of items that are left. None stands for the batch size."""
     ignore = ignored_label(f)
-    settings:dict = getattr(f, 'keywords', {})
-    if isinstance(f, partial): f = f.func
-    if hasattr(f, 'denominator'): return f.denominator
+    f, settings = unwrapped(f)
+    own = getattr(f, 'denominator', None)
+    if own is not None and 'ignore' in settings: return partial(own, ignore=settings['ignore'])
+    if own is not None: return own
     known = f in (F.cross_entropy, F.nll_loss) or isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss))
     if not known: return None
     weight = settings.get('weight', getattr(f, 'weight', None))
@@ -72,13 +79,13 @@ def _denominator(f:Callable) -> Callable|None:
 def _sum_of_weights(weight, ignore, yb):
     counts = yb != ignore
     # an ignored label such as -100 is no index: it is looked up as 0, and counted 0 times
-    return (weight.to(yb.device)[yb.where(counts, 0)]*counts).sum()
+    return (weight.to(yb.device)[yb.where(counts, 0).long()]*counts).sum()
 
 # %% ../nbs/04d_metrics.ipynb #07233950
 def _is_sum(loss_func:Callable) -> bool:
     "Does the loss add up its items' losses instead of averaging them?"
-    if isinstance(loss_func, partial): return loss_func.keywords.get('reduction') == 'sum'
-    return getattr(loss_func, 'reduction', None) == 'sum'
+    f, settings = unwrapped(loss_func)
+    return settings.get('reduction', getattr(f, 'reduction', None)) == 'sum'
 
 # %% ../nbs/04d_metrics.ipynb #f201e685
 class LossWeight:
@@ -88,7 +95,7 @@ class LossWeight:
     ):
         self.is_sum, self.divided_by = _is_sum(f), _denominator(f)
         # PyTorch's losses also take probabilities as targets, and these count by items
-        self._of_any = hasattr(getattr(f, 'func', f), 'denominator')
+        self._of_any = hasattr(unwrapped(f)[0], 'denominator')
 
     def __call__(self,
         xb, # Inputs
@@ -96,8 +103,8 @@ class LossWeight:
     ): # A number, also as a tensor ()
         "Compute the weight of a batch."
         labels = self._of_any or (isinstance(yb, Tensor) and not yb.is_floating_point())
-        if self.divided_by is not None and labels: return self.divided_by(yb)
-        return batch_size(yb) or batch_size(xb) or 1
+        weight = self.divided_by(yb) if self.divided_by is not None and labels else None
+        return weight if weight is not None else batch_size(yb) or batch_size(xb) or 1
 
 # %% ../nbs/04d_metrics.ipynb #8e27fae6
 def _is_stateful(metric) -> bool:
@@ -115,7 +122,7 @@ def _named(metrics) -> list[tuple[str, Any]]:
         pairs = [pair for m in listify(metrics)
                  for pair in (_named(m) if isinstance(m, several) else [(_metric_name(m), m)])]
     for _, m in pairs:
-        if not callable(m) and not _is_stateful(m):
+        if isinstance(m, type) or not callable(m) and not _is_stateful(m):
             raise TypeError("A metric has to be a function of (pred, yb), or an object with "
                             f"update, compute and reset, not {m!r}")
     return pairs
@@ -253,7 +260,9 @@ class AvgStats:
 def _computed(name, metric):
     "What a metric has collected: a float, or a tensor or a structure of them on the CPU."
     def plain(t): return t.detach().cpu() if t.numel() != 1 else t.item()
-    value = map_tensors(plain, metric.compute())
+    value = metric.compute()
+    if hasattr(value, '__array__') and not isinstance(value, Tensor): value = torch.as_tensor(value)
+    value = map_tensors(plain, value)
     if isinstance(value, (float, Tensor, dict, list, tuple)): return value
     try: return float(value)
     except (TypeError, ValueError) as e:
@@ -334,7 +343,9 @@ def numbers_only(
     metrics:dict, # Such as `run.metrics`
 ) -> dict[str, Any]: # Those that are one number, or a string
     "Leave out what has no room in a table, such as a confusion matrix."
-    def plain(v): return v.item() if isinstance(v, Tensor) and v.numel() == 1 else v
+    def plain(v):
+        is_one = isinstance(v, Tensor) and v.numel() == 1 or getattr(v, 'size', 0) == 1   # NumPy's
+        return v.item() if is_one else v
     found = {k: plain(v) for k, v in metrics.items()}
     return {k: v for k, v in found.items() if isinstance(v, (int, float, str))}
 

@@ -129,9 +129,12 @@ def batch_size(
     if isinstance(b, Tensor): return len(b) if b.ndim else 1
     if isinstance(b, PackedSequence): return int(b.batch_sizes[0])
     if isinstance(b, Mapping):
-        return next((n for n in map(batch_size, b.values()) if n is not None), None)
+        sizes = [batch_size(v) for v in b.values() if not isinstance(v, Tensor) or v.ndim]
+        return next((n for n in sizes if n is not None), None)
     if not isinstance(b, (tuple, list)): return getattr(b, 'num_graphs', None)   # a batch of graphs
-    return batch_size(b[0]) if b and isinstance(b[0], (Tensor, tuple, list)) else len(b)
+    if not b or not isinstance(b[0], (Tensor, tuple, list)): return len(b)
+    are_items = isinstance(b, list) and len(set(map(batch_size, b))) > 1   # of different lengths
+    return len(b) if are_items else batch_size(b[0])
 
 # %% ../nbs/00_data.ipynb #ce198f46
 def n_batches(
@@ -212,7 +215,8 @@ def n_params(
     trained:bool=False, # Only those that get gradients?
 ) -> int:
     "Count the numbers in a module's parameters."
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+    counted = [p for p in model.parameters() if p.requires_grad or not trained]
+    return sum(p.numel() for p in counted if not is_lazy(p))   # lazy: its shape is not known yet
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #8060e3a2
 def device_of(

@@ -280,3 +280,48 @@ def test_calls_of_functions_that_have_no_signature():
     assert torch.equal(call_model(lambda x, z: x + z, (a, b)), a + b)
     compiled = torch.compile(Two(), backend='eager')
     assert call_model(compiled, {'a': a, 'b': b, 'labels': y}).shape == (6, 3)
+
+
+def test_lists_of_items_are_joined_and_cut():
+    class Names(nn.Module):
+        def forward(self, texts): return torch.tensor([float(len(t)) for t in texts])[:, None]
+    assert predict(Names(), ['a', 'bb', 'ccc'], bs=2).flatten().tolist() == [1, 2, 3]
+    data = DataBunch([(a, y)], [(['a', 'bb'], y[:2]), (['ccc'], y[2:3])])
+    model = Names()
+    opt = optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    learn = Learner(model, opt, F.mse_loss, data)
+    learn.data.valid_dl = [(['a', 'bb'], ['x', 'y']), (['ccc'], ['z'])]
+    preds, targets = learn.get_preds()
+    assert targets == ['x', 'y', 'z'] and len(preds) == 3
+    learn.data.valid_dl = [(['a'], [{'boxes': a}]), (['b'], [{'boxes': b}])]
+    assert len(learn.get_preds()[1]) == 2
+
+
+def test_predictions_of_different_lengths_and_packed_inputs():
+    class Grow(nn.Module):
+        def forward(self, x): return x
+    out = predict(Grow(), [(torch.zeros(2, 3), y), (torch.zeros(2, 5), y)])
+    assert [tuple(o.shape) for o in out] == [(2, 3), (2, 5)]
+    packed = pack_sequence([torch.zeros(3, 2), torch.zeros(2, 2), torch.zeros(1, 2)])
+    out = predict(lambda p: p.data, packed, bs=2)
+    assert out.shape == (6, 2)
+
+
+def test_sizes_of_odd_batches():
+    from minifastai.utils import batch_size
+    assert batch_size({'scale': torch.tensor(1.), 'a': a}) == 6
+    assert batch_size([torch.zeros(3), torch.zeros(5)]) == 2     # items of different lengths
+    assert batch_size((torch.zeros(3, 2), torch.zeros(3))) == 3  # several inputs
+    assert same(split_batch(namedtuple('Two', 'u v')(a, b))[0], a)
+
+
+def test_errors_say_whether_model_or_loss_failed():
+    model = OwnLoss()
+    batch = {'a': a, 'b': b, 'labels': y}
+    opt = optim.SGD(model.parameters(), 0.1)
+    learn = Learner(model, opt, F.cross_entropy, DataBunch([batch]))
+    with pytest.raises(TypeError, match='pass None as the loss function'): Runner().fit(1, learn)
+    model = nn.Linear(4, 3)
+    opt = optim.SGD(model.parameters(), 0.1)
+    learn = Learner(model, opt, F.cross_entropy, DataBunch([(np.zeros((2, 4)), y[:2])]))
+    with pytest.raises(TypeError, match='torch.as_tensor'): Runner().fit(1, learn)

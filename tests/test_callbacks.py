@@ -361,7 +361,7 @@ def test_learner_refuses_what_does_not_belong():
         ((model, loss_func, opt, data), 'no optimizer'),
         ((None, opt, loss_func, data), 'model is a NoneType'),
         ((model, opt, 'mse', data), 'loss_func is a str'),
-        ((model, optim.SGD, loss_func, data), 'opt is a type: make an optimizer'),
+        ((model, optim.SGD, loss_func, data), r'opt is a type: pass an object, as SGD\(...\)'),
         ((model, opt, loss_func, [1]), 'DataBunch'),
     ):
         with pytest.raises(TypeError, match=message): Learner(*args)

@@ -203,6 +203,14 @@ def test_reprs():
     assert 'cross_entropy' in repr(learn)
 
 
+def test_reprs_of_odd_parts():
+    model = nn.Sequential(nn.LazyLinear(3))
+    opt = optim.SGD(model.parameters(), lr=0.1)
+    opt.param_groups[0]['lr'] = None   # as of an optimizer that finds its own
+    learn = tiny_learner(model=model, opt_func=lambda _: opt)
+    assert 'Sequential of 0 parameters' in repr(learn)
+
+
 @pytest.mark.parametrize('name, hint', [
     ('fit', r'Runner\(cbs\).fit\(epochs, learn\)'), ('lr_find', r'lr_find\(learn\)'),
     ('freeze', 'requires_grad_'), ('validate', r'\.validate\(learn\)'), ('dls', 'learn.data'),

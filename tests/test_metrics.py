@@ -343,3 +343,82 @@ def test_a_made_up_callback_is_not_asked_for_averages():
     rec = Recorder()
     quiet_runner([own, rec]).fit(1, tiny_learner())
     assert 'mean_batch_loss' in rec.history[0]
+
+
+def test_a_validation_within_a_validation_is_refused():
+    for event in ('after_validate', 'cleanup_validate', 'after_batch'):
+        class Nested(Callback):
+            def _ask(self):
+                if not self.in_train: self.run.validate()
+        setattr(Nested, event, Nested._ask)
+        with pytest.raises(RuntimeError, match='validating already'):
+            quiet_runner([AvgStatsCallback(), Nested()]).fit(1, tiny_learner())
+    seen = []
+    class After(Callback):
+        def after_epoch(self): seen.append(self.run.validate(dl=self.data.train_dl))
+    rec = Recorder()
+    quiet_runner([AvgStatsCallback(accuracy), After(), rec]).fit(1, tiny_learner())
+    assert rec.history[0]['valid_loss'] != seen[0]['valid_loss']
+    assert 'valid_accuracy' in rec.history[0]
+
+
+def test_a_models_own_loss_is_weighted_by_its_labels():
+    class Own(Same):
+        def forward(self, x, labels):
+            x = super().forward(x)
+            return dict(loss=F.cross_entropy(x, labels), logits=x)
+    labels = y.clone()
+    labels[3:8] = -100
+    model = Own()
+    batches = [dict(x=a, labels=b) for a, b in zip(x.split(3), labels.split(3))]
+    learn = Learner(model, optim.SGD(model.parameters(), 0.), None, DataBunch(batches, batches))
+    run = quiet_runner(AvgStatsCallback())
+    run.fit(1, learn)
+    assert run.metrics['valid_loss'] == pytest.approx(F.cross_entropy(x, labels).item(), abs=1e-6)
+
+
+def test_another_ignored_label():
+    labels = y.clone()
+    labels[2:7] = 255
+    loss = nn.CrossEntropyLoss(ignore_index=255)
+    row, _ = measured(x, labels, partial(accuracy, ignore=255), loss_func=loss)
+    right = (x.argmax(1) == labels)[labels != 255].float().mean().item()
+    assert row['valid_accuracy'] == pytest.approx(right)
+
+
+def test_logits_with_the_classes_last():
+    class Out: pass
+    out = Out()
+    out.logits = torch.randn(2, 4, 4)   # (N, T, C), T == C
+    labels = torch.randint(4, (2, 4))
+    assert accuracy(out, labels) == (out.logits.argmax(-1) == labels).float().mean()
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda loss: loss, lambda loss: loss.forward, lambda loss: loss.__call__,
+    lambda loss: torch.compile(loss, backend='eager'), lambda loss: partial(loss),
+    lambda loss: torch.compile(loss.forward, backend='eager'),
+    lambda loss: partial(F.cross_entropy, weight=loss.weight)])
+def test_class_weights_in_any_spelling_of_the_loss(wrap):
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1., 5., 0.2]))
+    row, _ = measured(x, y, loss_func=wrap(loss))
+    assert row['valid_loss'] == pytest.approx(loss(x, y).item(), abs=1e-6)
+
+
+def test_class_weights_for_labels_in_eight_bits():
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1., 5., 0.2]))
+    row, _ = measured(x, y.to(torch.uint8), loss_func=loss)
+    assert row['valid_loss'] == pytest.approx(loss(x, y).item(), abs=1e-6)
+
+
+def test_numbers_of_numpy_are_numbers():
+    import numpy as np
+    assert numbers_only(dict(a=np.float32(2), b=np.int64(3), c=np.ones(1), d=np.ones(2))) == \
+        dict(a=2., b=3, c=1.)
+    class Array:
+        def reset(self): pass
+        def update(self, pred, yb): pass
+        def compute(self): return np.array([1., 2.])
+    row, _ = measured(x, y, Array())
+    assert row['valid_array'].tolist() == [1., 2.]
+    with pytest.raises(TypeError, match='A metric has to be'): AvgStatsCallback(Array)

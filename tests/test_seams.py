@@ -273,6 +273,40 @@ def test_skipped_steps_do_not_advance_the_schedule():
     assert rec.lrs[0] == pytest.approx([20. - sum(step < i for step in steps) for i in range(20)])
 
 
+@pytest.mark.parametrize('make', [partial(AccumulateCallback, 2),
+                                  partial(ClipGradientsCallback, 1.)])
+def test_steps_that_compute_gradients_anew_refuse_what_would_be_undone(make):
+    learn = a_learner(some_batches([4]*4), opt_func=optim.LBFGS)
+    before = learn.model[0].weight.clone()
+    name = type(make()).__name__
+    with pytest.raises(RuntimeError, match=f'{name} listens to begin_step'):
+        Runner(make()).fit(1, learn)
+    assert torch.equal(learn.model[0].weight, before)
+    with pytest.raises(RuntimeError, match='leave one of the two out'):
+        Runner([SAM(), make()]).fit(1, a_learner(some_batches([4]*4)))
+
+
+def test_gradients_that_no_step_followed_are_told_of():
+    batches = some_batches([4]*3)
+    learn = a_learner(iter(batches))   # no length
+    with pytest.warns(UserWarning, match='gradients of the last 1 batches were not used'):
+        Runner(AccumulateCallback(2)).fit(1, learn)
+
+
+def test_optimizers_without_groups_and_sparse_gradients():
+    class Wrapped:
+        def __init__(self, params): self.opt = optim.SGD(params, lr=0.1)
+        def step(self): self.opt.step()
+        def zero_grad(self): self.opt.zero_grad()
+    learn = a_learner(some_batches([4]*4), opt_func=Wrapped)
+    Runner([AccumulateCallback(2), ClipGradientsCallback(1.), Recorder()]).fit(1, learn)
+    model = nn.Sequential(nn.EmbeddingBag(5, 3, sparse=True))
+    zeros = torch.zeros(2, 3, dtype=torch.long)
+    learn = a_learner([(zeros, zeros[:, 0])], model, opt_func=partial(optim.SGD, lr=0.1))
+    with pytest.raises(ValueError, match='sparse gradients'):
+        Runner(ClipGradientsCallback(1.)).fit(1, learn)
+
+
 # --- averaged weights
 
 def test_the_model_has_the_measured_weights_when_the_epoch_ends():
