@@ -14,7 +14,8 @@ from .utils import (
     BLUE, check_count, GREEN, listify, loader_generators, ORANGE, rng_state, set_rng_state)
 from .callbacks import Callback, CancelTrainException
 from .learner import Learner, Runner
-from .schedules import ParamScheduler, ratios_to_last, sched_exp, set_setting
+from .schedules import (
+    check_settings, ParamScheduler, ratios_to_last, sched_exp, set_setting)
 
 # %% ../nbs/05_lr_finder.ipynb #95a84922
 class _Snapshot:
@@ -133,6 +134,7 @@ class LR_Find(Callback):
         self._lr = self.min_lr
 
     def begin_fit(self):
+        check_settings('LR_Find', self.opt, *(['state'] if self.restore else []))
         self._snapshot = _Snapshot(self.learn) if self.restore else None
         self._ratios = ratios_to_last(self.opt.param_groups, 'lr')
         self._reset()
@@ -293,6 +295,7 @@ def lr_find(
     rates are those of the last parameter group; other groups keep their ratio to it. If the loss
     is not finite from the start, a `ValueError` says so."""
     find = LR_Find(max_iter, min_lr, max_lr, beta=beta, restore=False)
+    check_settings('lr_find', learn.opt, 'state')
     snapshot = _Snapshot(learn)
     try: Runner([*listify(cbs), find]).fit(1, learn)
     finally: snapshot.restore()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
@@ -30,14 +31,24 @@ from .resnet import res_layer
 # %% ../nbs/08_beat_98.ipynb #d2ca3844
 def _copy(t:Tensor) -> Tensor:
     "Copy a tensor; 16 bits are too coarse for a moving average."
-    return t.detach().clone() if t.dtype not in (torch.float16, torch.bfloat16) else t.float()
+    if t.is_floating_point() and t.element_size() < 4: return t.float()
+    return t.detach().clone()
+
+def _in_memory_once(t:Tensor) -> bool:
+    "Is `t` dense, and not expanded? What is expanded can't be written to."
+    if t.layout is not torch.strided: return False
+    return all(step or n < 2 for step, n in zip(t.stride(), t.shape))
 
 class AverageWeightsCallback(Callback):
     """Keeps an exponential moving average of the weights, and of batch norm's statistics.
 
     Validation uses the averages. The model has them from then on until the next training batch, and
-    after the fit. (Polyak and Juditsky 1992)"""
+    after the fit. They go by the names of the model's tensors. (Polyak and Juditsky 1992)"""
     _order = CudaCallback._order + 5   # after callbacks that move the model to its device
+    average:Any = ()     # of each parameter and buffer by name, from the first step on
+    _in_model = False    # are the averages in the model, and its own weights here?
+    _learn:Any = None    # whose model this fit trains
+    _lent:Any = ()       # for each validation that runs: does it give the averages back?
     def __init__(self,
         decay:float=0.98, # Weight of the past at each step: about the last 1/(1-decay) steps count
     ):
@@ -47,34 +58,50 @@ class AverageWeightsCallback(Callback):
         self.decay = decay
 
     def begin_fit(self):
-        self.average = []       # of each parameter and buffer, from the first step on
-        self._in_model = False  # are the averages in the model, and its own weights here?
+        if not isinstance(self.model, nn.Module):
+            raise TypeError("AverageWeightsCallback finds weights by their names in a module, but "
+                            "this model is a function: put it into the forward of an nn.Module")
+        self.average, self._in_model, self._learn, self._lent = {}, False, self.learn, []
 
-    def _tensors(self): return [*self.model.parameters(), *self.model.buffers()]
+    def _tensors(self):
+        ddp = nn.parallel.DistributedDataParallel
+        model = self.model.module if isinstance(self.model, ddp) else self.model
+        named = [*model.named_parameters(), *model.named_buffers()]
+        return {k.replace('_orig_mod.', ''): t for k, t in named if _in_memory_once(t)}
 
     @torch.no_grad()
     def after_step(self):
-        if not self.average: self.average = list(map(_copy, self._tensors()))
-        for mean, t in zip(self.average, self._tensors()):
-            if mean.is_floating_point(): mean.lerp_(t.to(mean.dtype), 1 - self.decay)
+        for k, t in self._tensors().items():
+            mean = self.average.get(k)
+            if mean is None or mean.shape != t.shape: self.average[k] = _copy(t)   # it is new
+            elif t.is_floating_point() or t.is_complex(): mean.lerp_(t.to(mean), 1 - self.decay)
             else: mean.copy_(t)   # a counter, which has no mean
 
     def begin_batch(self):
         if self._in_model and self.in_train: self._swap()
 
     def begin_validate(self):
-        if not self._in_model: self._swap()
+        swap = self.model is getattr(self._learn, 'model', None) and not self._in_model
+        if swap: self._swap()
+        self._lent = [*self._lent, swap and self.run.aside]
+
+    def cleanup_validate(self):
+        *self._lent, swap = self._lent
+        if swap: self._swap()   # the batch goes on
 
     def after_fit(self):
         if not self._in_model: self._swap()
+        self._learn = None
 
     @torch.no_grad()
     def _swap(self):
         if not self.average: return
         self._in_model = not self._in_model
-        for mean, t in zip(self.average, self._tensors()):
+        for k, t in self._tensors().items():
+            mean = self.average.get(k)
+            if mean is None or mean.shape != t.shape: continue
             own = _copy(t)
-            t.copy_(mean)
+            t.data.copy_(mean)   # autograd need not know: a batch that goes on gets its own back
             mean.copy_(own)
 
 # %% ../nbs/08_beat_98.ipynb #f0da5a9b

@@ -15,6 +15,7 @@ from torch import Tensor
 from .callbacks import Callback
 from .metrics import AvgStatsCallback, numbers_only
 from .utils import stacked
+from .schedules import group_keys
 
 # %% ../nbs/05_lr_finder.ipynb #af7a8ac5
 class Recorder(Callback):
@@ -27,10 +28,12 @@ class Recorder(Callback):
     _losses:Any = ()
     _first:int = 0     # this epoch's first batch
     _start:Any = None  # when this epoch began
-    _rates:Any = ()    # of the step that comes next
+    _rates:Any = None  # of the step that comes next, by parameter group
+    _keys:Any = ()     # of the groups that `lrs` has
 
     def begin_fit(self):
-        self.lrs = [[] for _ in getattr(self.opt, 'param_groups', ())]
+        self._keys = group_keys(getattr(self.opt, 'param_groups', ()))
+        self.lrs = [[] for _ in self._keys]
         self.history = []
         self._losses = []
 
@@ -40,14 +43,17 @@ class Recorder(Callback):
 
     def after_backward(self):
         groups = getattr(self.run.opt, 'param_groups', ())
-        self._rates = [float(pg['lr']) for pg in groups]
+        # some optimizers find a rate by themselves
+        rates = [math.nan if pg.get('lr') is None else float(pg['lr']) for pg in groups]
+        self._rates = dict(zip(group_keys(groups), rates))
 
     def after_batch(self):
         run = self.run   # looking up each attribute by way of `self` takes half a microsecond
         if not run.in_train: return
-        while len(self.lrs) < len(self._rates):   # a parameter group is new
+        for key in [k for k in self._rates if k not in self._keys]:   # a parameter group is new
+            self._keys.append(key)
             self.lrs.append([math.nan]*len(self._losses))
-        for rate, lrs in zip(self._rates, self.lrs): lrs.append(rate)
+        for key, lrs in zip(self._keys, self.lrs): lrs.append(self._rates.get(key, math.nan))
         self._losses.append(run.loss.detach())
 
     def after_epoch(self):

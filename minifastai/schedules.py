@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['sched_lin', 'sched_cos', 'sched_no', 'sched_exp', 'combine_scheds', 'cos_1cycle_anneal',
-           'set_setting', 'ratios_to_last', 'ParamScheduler', 'LRSchedulerCallback']
+           'check_settings', 'group_keys', 'set_setting', 'ratios_to_last', 'ParamScheduler',
+           'LRSchedulerCallback']
 
 # %% ../nbs/modules/05-schedules.ipynb #2b7ecf63
-import math
+import inspect, math, warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from torch import Tensor, optim
@@ -109,6 +110,23 @@ def cos_1cycle_anneal(
     return [sched_cos(start, high), sched_cos(high, end)]
 
 # %% ../nbs/05_lr_finder.ipynb #a89e078d
+def check_settings(
+    who:str,   # Who needs them, for the message
+    opt,       # An optimizer, or something that wraps one
+    *more:str, # What is needed besides `param_groups`
+):
+    "Refuse an optimizer that doesn't show its parameter groups."
+    lost = [k for k in ('param_groups', *more) if not hasattr(opt, k)]
+    if not lost: return
+    raise TypeError(f"{who} needs opt.{' and opt.'.join(lost)}, which {type(opt).__name__} doesn't "
+                    "have: if it wraps an optimizer, give it a property that returns that one's")
+
+def group_keys(
+    groups:Sequence[dict], # The parameter groups of an optimizer
+) -> list[int]: # One for each group
+    "Tell parameter groups apart by their first parameters, wherever they are in the list."
+    return [id((pg['params'] or [pg])[0]) for pg in groups]
+
 def set_setting(
     pg:dict,  # A parameter group of an optimizer
     name:str, # A setting, such as `'lr'`
@@ -148,13 +166,18 @@ class ParamScheduler(Callback):
         if pname != 'lr': self.name = f'param_scheduler_{pname}'
 
     def begin_fit(self):
+        check_settings('ParamScheduler', self.opt)
         groups = self.opt.param_groups
         if not callable(self.sched_funcs): self.sched_funcs = listify(self.sched_funcs)
         self._for_all = not isinstance(self.sched_funcs, list)
         self.scheds = [self.sched_funcs]*len(groups) if self._for_all else self.sched_funcs
         self._check_scheds(groups)
         self.ratios = ratios_to_last(groups, self.pname) if self._for_all else [1.]*len(groups)
+        self._keys = group_keys(groups)
         self._skipped = 0.   # epochs' worth of skipped steps
+
+    def state_dict(self):   # keys differ from run to run
+        return {k: v for k, v in super().state_dict().items() if k != '_keys'}
 
     def _check_scheds(self, groups):
         "Refuse what is no schedule, and schedules that don't suit the optimizer."
@@ -180,18 +203,37 @@ class ParamScheduler(Callback):
                              "__len__, or use LRSchedulerCallback, which counts steps")
         pos = max(self.n_epochs - self._skipped, 0.)/self.epochs
         groups = self.opt.param_groups
-        if len(groups) > len(self.scheds): self._take_in(groups, pos)
+        keys = group_keys(groups)
+        if keys != self._keys: self._follow(groups, keys, pos)
         for pg, sched, ratio in zip(groups, self.scheds, self.ratios):
             value = sched(pos)
+            self._check_value(value, pg[self.pname], pos)
             set_setting(pg, self.pname, value if ratio == 1 else value*ratio)
 
-    def _take_in(self, groups, pos):
-        "Let parameter groups that are new follow the schedule from the value that they have."
-        if not self._for_all: self._check_scheds(groups)   # raises: there is no schedule for them
-        now = self.sched_funcs(pos)
-        for pg in groups[len(self.scheds):]:
-            self.scheds = [*self.scheds, self.sched_funcs]
-            self.ratios = [*self.ratios, float(pg[self.pname])/now if now else 1.]
+    def _follow(self, groups, keys, pos):
+        """Let groups keep their schedules and ratios when others come or go.
+
+        New ones follow the schedule for all from the value that they have."""
+        if not self._for_all and len(groups) > len(self.scheds): self._check_scheds(groups)
+        known = dict(zip(self._keys, zip(self.scheds, self.ratios)))
+        gone = [known[k] for k in self._keys if k not in keys]
+        for key, pg in zip(keys, groups):
+            if key in known: continue
+            if not self._for_all:
+                known[key] = gone.pop(0)   # it stands in for another one
+                continue
+            now = {self.pname: self.sched_funcs(pos) or pg[self.pname]}   # 0 has no ratio
+            known[key] = self.sched_funcs, ratios_to_last([pg, now], self.pname)[0]
+        self.scheds, self.ratios = zip(*[known[k] for k in keys])
+        self._keys = keys
+
+    def _check_value(self, value, former, pos):
+        "Refuse a value of another kind than the setting's, such as a number for Adam's `betas`."
+        def length(v): return len(v) if isinstance(v, (tuple, list)) else None
+        fits = former is None or length(value) == length(former)
+        if fits and value is not None and not isinstance(value, str): return
+        raise TypeError(f"ParamScheduler: the schedule's value at {pos:.3g} is {value!r}, but this "
+                        f"optimizer has {self.pname}={former!r}: return a value of that kind")
 
     def after_batch(self):
         if self.run.skipped: self._skipped += 1/self.run.iters
@@ -207,15 +249,32 @@ class LRSchedulerCallback(Callback):
         per_batch:bool=True, # Step after every training batch, or after every epoch?
         metric:str='valid_loss', # What `ReduceLROnPlateau` looks at, as in `run.metrics`
     ):
+        if not (callable(sched_func) or hasattr(sched_func, 'step')):
+            raise TypeError("LRSchedulerCallback takes a function of the optimizer that returns a "
+                            f"scheduler, or a scheduler, not {sched_func!r}")
         self.sched_func, self.per_batch, self.metric = sched_func, per_batch, metric
 
     def begin_fit(self):
+        check_settings('LRSchedulerCallback', self.opt)
         self.sched = self._make_sched()
-        if self.sched.optimizer is not self.opt:
+        self._inner = getattr(self.sched, 'scheduler', self.sched)   # accelerate wraps it
+        # a wrapper of the optimizer shows the same groups
+        groups = getattr(getattr(self._inner, 'optimizer', self.opt), 'param_groups', None)
+        if groups is not self.opt.param_groups:
             raise ValueError("LRSchedulerCallback: this scheduler is another optimizer's: pass a "
                              "function, such as partial(ExponentialLR, gamma=0.9)")
-        self._by_metric = isinstance(self.sched, optim.lr_scheduler.ReduceLROnPlateau)
+        self._by_metric = isinstance(self._inner, optim.lr_scheduler.ReduceLROnPlateau)
         if self._by_metric: self._check_plateau()
+        else: self._check_step()
+        self._stepped = False
+
+    def _check_step(self):
+        "Refuse what is no scheduler, or one that wants to know the epoch."
+        try: inspect.signature(getattr(self.sched, 'step', None)).bind()
+        except TypeError:
+            raise TypeError("LRSchedulerCallback needs a scheduler with a step() that takes no "
+                            f"arguments, which {type(self.sched).__name__} doesn't have: call "
+                            "others in a callback of your own") from None
 
     def _make_sched(self):
         if hasattr(self.sched_func, 'step') and not isinstance(self.sched_func, type):
@@ -232,22 +291,28 @@ class LRSchedulerCallback(Callback):
                              "AvgStatsCallback")
         try: mode = metric_mode(self.metric)
         except ValueError: return   # the scheduler's own mode says it
-        if mode != self.sched.mode:
+        if mode != self._inner.mode:
             better = 'lower' if mode == 'min' else 'higher'
             raise ValueError("LRSchedulerCallback: this ReduceLROnPlateau has "
-                             f"mode={self.sched.mode!r}, but {better} values of {self.metric} are "
+                             f"mode={self._inner.mode!r}, but {better} values of {self.metric} are "
                              f"better: pass it mode={mode!r}, or choose another metric= here")
 
     def state_dict(self): return self.sched.state_dict()
     def load_state_dict(self, state): self.sched.load_state_dict(state)
 
+    def _step(self, *args):
+        if self._stepped: return self.sched.step(*args)
+        self._stepped = True
+        with warnings.catch_warnings():
+            # PyTorch wants a step of the optimizer first, but some batches only add up gradients
+            warnings.filterwarnings('ignore', 'Detected call of `lr_scheduler')
+            self.sched.step(*args)
+
     def after_batch(self):
-        if self.in_train and self.per_batch and not self.run.skipped: self.sched.step()
+        if self.in_train and self.per_batch and not self.run.skipped: self._step()
 
     def after_epoch(self):
         if self.per_batch: return
-        if not self._by_metric:
-            self.sched.step()
-            return
+        if not self._by_metric: return self._step()
         value = find_metric(self.run.metrics, self.metric)
-        if value is not None: self.sched.step(value)   # None: nothing new is known
+        if value is not None: self._step(value)   # None: nothing new is known

@@ -1,18 +1,21 @@
 "The finder leaves no trace; schedules and recorder in odd cases."
 import copy
+import math
 import pickle
 import random
+import warnings
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import quiet_runner, tiny_learner
+from helpers import make_callback, quiet_runner, tiny_learner
 from torch import nn, optim
 
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.callbacks import Callback, CancelBatchException, CancelTrainException
+from minifastai.gradients import AccumulateCallback
 from minifastai.learner import Learner, Runner
 from minifastai.metrics import accuracy, AvgStatsCallback
 from minifastai.schedules import (
@@ -396,6 +399,139 @@ def test_a_second_fit_goes_on_from_where_the_first_one_ended():
         run = Runner([Recorder(), LRSchedulerCallback(halves, per_batch=False)])
         run.fit(2, learn)
         assert run.recorder.lrs[0][0] == pytest.approx(start)
+
+
+class Adaptive(optim.SGD):
+    "Finds its learning rate by itself"
+    def __init__(self, params):
+        super().__init__(params)
+        for pg in self.param_groups: pg['lr'] = None
+    def step(self): pass
+
+
+def two_groups(params):
+    first, second = params
+    return optim.SGD([dict(params=[first], lr=0.01), dict(params=[second], lr=0.1)])
+
+
+def without_the_first(self):
+    if self.epoch == 1: del self.opt.param_groups[0]
+
+
+@pytest.mark.parametrize('scheds', [sched_no(0.1), [sched_no(0.01), sched_no(0.1)]])
+def test_a_group_that_is_taken_out_leaves_the_others_their_schedules(scheds):
+    learn, rec = tiny_learner(opt_func=two_groups), Recorder()
+    gone = make_callback(begin_epoch=without_the_first)
+    Runner([rec, ParamScheduler('lr', scheds), gone]).fit(2, learn)
+    first, second = rec.lrs
+    assert first[:3] == pytest.approx([0.01]*3)
+    assert all(math.isnan(lr) for lr in first[3:])
+    assert second == [0.1]*6
+
+
+def test_groups_in_another_order_keep_their_ratios():
+    def swap(self):
+        if self.epoch: self.opt.param_groups.reverse()
+    learn, rec = tiny_learner(opt_func=two_groups), Recorder()
+    Runner([rec, ParamScheduler('lr', sched_no(1.)), make_callback(begin_epoch=swap)]).fit(2, learn)
+    assert [pg['lr'] for pg in learn.opt.param_groups] == pytest.approx([1., 0.1])
+    assert rec.lrs == [pytest.approx([0.1]*6), pytest.approx([1.]*6)]
+
+
+def test_a_group_with_other_parameters_takes_the_place_of_one():
+    def replace(self):
+        if self.epoch: self.opt.param_groups[0] |= dict(params=[torch.ones(1, requires_grad=True)])
+    learn = tiny_learner(opt_func=two_groups)
+    scheds = ParamScheduler('lr', [sched_no(0.3), sched_no(0.4)])
+    Runner([scheds, make_callback(begin_epoch=replace)]).fit(2, learn)
+    assert [pg['lr'] for pg in learn.opt.param_groups] == [0.3, 0.4]
+
+
+def test_a_rate_that_the_optimizer_finds_by_itself():
+    run = Runner(Recorder())
+    run.fit(1, tiny_learner(opt_func=Adaptive))
+    assert all(math.isnan(lr) for lr in run.recorder.lrs[0])
+
+
+class Wrapper:
+    "An optimizer that hides its groups"
+    def __init__(self, params): self.opt = optim.SGD(params, lr=0.1)
+    def step(self): self.opt.step()
+    def zero_grad(self): self.opt.zero_grad()
+
+
+def exponential(opt): return optim.lr_scheduler.ExponentialLR(opt, 0.5)
+
+
+@pytest.mark.parametrize('use', [
+    lambda learn: Runner(ParamScheduler('lr', sched_no(1.))).fit(1, learn),
+    lambda learn: Runner(LRSchedulerCallback(exponential)).fit(1, learn),
+    lambda learn: Runner(LR_Find()).fit(1, learn),
+    lr_find,
+])
+def test_an_optimizer_without_groups(use):
+    with pytest.raises(TypeError, match=r"opt.param_groups.*, which Wrapper doesn't have"):
+        use(tiny_learner(opt_func=Wrapper))
+
+
+@pytest.mark.parametrize('name, sched', [
+    ('lr', lambda pos: None),
+    ('lr', lambda pos: '0.1'),
+    ('lr', lambda pos: (0.1,)),
+    ('betas', sched_lin(0.9, 0.99)),
+    ('betas', lambda pos: (0.9,)),
+])
+def test_a_schedule_has_to_return_what_the_setting_is(name, sched):
+    learn = tiny_learner(opt_func=optim.Adam)
+    with pytest.raises(TypeError, match=f'this optimizer has {name}='):
+        Runner(ParamScheduler(name, sched)).fit(1, learn)
+    assert learn.opt.param_groups[0]['betas'] == (0.9, 0.999)
+
+
+class OfEpochs:
+    def __init__(self, opt): pass
+    def step(self, epoch): pass
+
+
+def test_what_is_no_scheduler():
+    with pytest.raises(TypeError, match='function of the optimizer'): LRSchedulerCallback(None)
+    for f in (OfEpochs, lambda opt: None):
+        with pytest.raises(TypeError, match=r'a step\(\) that takes no arguments'):
+            Runner(LRSchedulerCallback(f)).fit(1, tiny_learner())
+
+
+class Around:
+    "A scheduler around another one, as accelerate has it"
+    def __init__(self, scheduler): self.scheduler = scheduler
+    def step(self, *args): self.scheduler.step(*args)
+
+
+class Halves:
+    "A scheduler that knows nothing of PyTorch's"
+    def __init__(self, opt): self.groups = opt.param_groups
+    def step(self): self.groups[0]['lr'] /= 2
+
+
+def plateau(opt): return optim.lr_scheduler.ReduceLROnPlateau(opt, factor=0.5, patience=0)
+
+
+@pytest.mark.parametrize('sched_func', [Halves, lambda opt: Around(exponential(opt))])
+def test_other_schedulers(sched_func):
+    run = Runner([Recorder(), LRSchedulerCallback(sched_func)])
+    run.fit(1, tiny_learner())
+    assert run.recorder.lrs[0] == pytest.approx([0.1, 0.05, 0.025])
+
+
+def test_a_plateau_in_another_scheduler():
+    of_plateau = LRSchedulerCallback(lambda opt: Around(plateau(opt)), per_batch=False)
+    quiet_runner([AvgStatsCallback(), of_plateau]).fit(2, tiny_learner())
+    assert of_plateau.sched.scheduler.last_epoch == 2
+
+
+def test_no_warning_when_the_first_step_of_the_optimizer_comes_later():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        Runner([AccumulateCallback(3), LRSchedulerCallback(exponential)]).fit(1, tiny_learner())
 
 
 # --- the recorder

@@ -5,13 +5,14 @@ import json
 import math
 import pickle
 import re
+import warnings
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import exported_is_the_same, tiny_learner
+from helpers import exported_is_the_same, make_callback, quiet_runner, tiny_learner
 from torch import nn, optim
 
 from minifastai.data import DataBunch
@@ -210,7 +211,8 @@ def averaged(states, decay):
 def test_averages_are_left_in_the_model_however_the_fit_ends(event, error):
     learn, averaging = learner(), AverageWeightsCallback(0.5)
     with pytest.raises(type(error)): Runner([averaging, Stop(event, error)]).fit(2, learn)
-    raw = averaging.average[0]   # the training weights, which have changed places with the averages
+    # the training weights, which have changed places with the averages
+    raw = averaging.average['0.weight']
     assert not torch.equal(raw, learn.model[0].weight)
 
     keep = Keep()   # the same steps once more
@@ -231,6 +233,104 @@ def test_averaging_with_a_running_norm():
     learn = learner(nn.Sequential(nn.Linear(3, 4), RunningBatchNorm(4), nn.Linear(4, 2)))
     Runner([AverageWeightsCallback(0.5)]).fit(1, learn)
     assert all(v.isfinite().all() for v in learn.model.state_dict().values())
+
+
+def quiet_fit(learn, *cbs, epochs=2):
+    run = quiet_runner([AvgStatsCallback(), *cbs])
+    run.fit(epochs, learn)
+    return torch.cat([t.flatten() for t in learn.model.state_dict().values()])
+
+
+def validating(event, other=None):
+    "A callback that validates on the side at `event` of each training batch"
+    def validate(self):
+        if self.in_train: self.run.validate(other)
+    return make_callback(_order=10, **{event: validate})
+
+
+@pytest.mark.parametrize('event', [
+    'begin_batch', 'after_pred', 'after_loss', 'after_backward', 'begin_step', 'after_step',
+    'after_batch',
+])
+def test_a_batch_goes_on_with_its_own_weights_after_a_validation(event):
+    without = quiet_fit(learner(), AverageWeightsCallback(0.5))
+    with_it = quiet_fit(learner(), AverageWeightsCallback(0.5), validating(event))
+    assert torch.equal(without, with_it)
+
+
+def test_a_validation_within_another_one_on_the_side():
+    seen = []
+    class Twice(Callback):
+        _order = 10
+        def begin_validate(self):
+            if self.run.aside and len(seen) % 3 == 0:
+                seen.append(self.model[0].weight.clone())
+                self.run.validate()
+                seen.append(self.model[0].weight.clone())
+            else: seen.append(self.model[0].weight.clone())
+    learn = learner()
+    learn.data.valid_dl = learn.data.valid_dl[:1]
+    quiet_fit(learn, AverageWeightsCallback(0.5), validating('after_batch'), Twice(), epochs=1)
+    for first, inner, after in zip(*[iter(seen[:18])]*3):
+        assert torch.equal(first, inner)
+        assert torch.equal(first, after)
+
+
+def test_averages_are_never_put_into_another_model():
+    other = learner(nn.Linear(3, 2))
+    before = copy.deepcopy(other.model.state_dict())
+    without = quiet_fit(learner(), AverageWeightsCallback(0.5))
+    aside = validating('after_batch', other)
+    assert torch.equal(without, quiet_fit(learner(), AverageWeightsCallback(0.5), aside))
+    assert all(torch.equal(v, before[k]) for k, v in other.model.state_dict().items())
+
+
+def test_validating_before_any_fit():
+    assert quiet_runner([AvgStatsCallback(), AverageWeightsCallback()]).validate(learner())
+
+
+class Odd(nn.Module):
+    "Has complex weights, and buffers that can't be written to or have no mean"
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3, 2, dtype=torch.cfloat))
+        self.register_buffer('expanded', torch.zeros(1, 2).expand(5, 2))
+        self.register_buffer('sparse', torch.eye(3).to_sparse())
+        self.register_buffer('coarse', torch.ones(2, dtype=torch.bfloat16))
+
+    def forward(self, x): return (x.to(torch.cfloat) @ self.w).abs() + x.sum(1, keepdim=True)
+
+
+def test_complex_weights_are_averaged_and_odd_buffers_left_alone():
+    learn, weights = learner(Odd()), []
+    class Note(Callback):
+        def after_step(self): weights.append(self.model.w.detach().clone())
+    quiet_runner([AvgStatsCallback(), AverageWeightsCallback(0.5), Note()]).fit(1, learn)
+    mean = weights[0]
+    for w in weights[1:]: mean = 0.5*mean + 0.5*w
+    torch.testing.assert_close(learn.model.w.detach(), mean)
+
+
+def test_a_module_that_is_added_and_one_that_grows():
+    def epoch_one(self):
+        if self.epoch != 1: return
+        self.model.insert(0, nn.Linear(3, 3))
+        self.model[2] = nn.BatchNorm1d(4)
+        self.opt.add_param_group(dict(params=self.model[0].parameters()))
+    grows = make_callback(begin_epoch=epoch_one)
+    learn, averaging = learner(), AverageWeightsCallback(0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        quiet_fit(learn, averaging, grows)
+    for k, t in learn.model.named_parameters(): assert averaging.average[k].shape == t.shape
+
+
+def test_averaging_needs_a_module():
+    w = torch.zeros(3, 2, requires_grad=True)
+    data = DataBunch([(torch.ones(4, 3), torch.zeros(4).long())])
+    learn = Learner(lambda x: x @ w, optim.SGD([w], lr=0.1), F.cross_entropy, data)
+    with pytest.raises(TypeError, match='forward of an nn.Module'):
+        Runner(AverageWeightsCallback()).fit(1, learn)
 
 
 # Recipes
