@@ -655,7 +655,7 @@ def _report(training:_Training, seconds:float, views_accuracy:float|None):
               f"{_n_epochs(len(history))}, {seconds:.0f} s")
     if views_accuracy is not None:
         n = len(training.job.recipe.tta_tfms)
-        print(f"             and {views_accuracy:.4f} by {n} looks at each image")
+        print(f"             and {views_accuracy:.4f} by {n} augmentation views of each image")
     files = [f for f in _RUN_FILES if (folder/f).exists()]
     print(f"Written to {folder}: {', '.join(files)}", flush=True)
 
