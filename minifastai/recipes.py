@@ -48,7 +48,7 @@ class AverageWeightsCallback(Callback):
     average:Any = ()     # of each parameter and buffer by name, from the first step on
     _in_model = False    # are the averages in the model, and its own weights here?
     _learn:Any = None    # whose model this fit trains
-    _lent:Any = ()       # for each validation that runs: does it give the averages back?
+    _lent = False        # does the validation that runs give the averages back at its end?
     def __init__(self,
         decay:float=0.98, # Weight of the past at each step: about the last 1/(1-decay) steps count
     ):
@@ -61,7 +61,7 @@ class AverageWeightsCallback(Callback):
         if not isinstance(self.model, nn.Module):
             raise TypeError("AverageWeightsCallback finds weights by their names in a module, but "
                             "this model is a function: put it into the forward of an nn.Module")
-        self.average, self._in_model, self._learn, self._lent = {}, False, self.learn, []
+        self.average, self._in_model, self._learn = {}, False, self.learn
 
     def _tensors(self):
         ddp = nn.parallel.DistributedDataParallel
@@ -83,11 +83,10 @@ class AverageWeightsCallback(Callback):
     def begin_validate(self):
         swap = self.model is getattr(self._learn, 'model', None) and not self._in_model
         if swap: self._swap()
-        self._lent = [*self._lent, swap and self.run.aside]
+        self._lent = swap and self.run.aside
 
     def cleanup_validate(self):
-        *self._lent, swap = self._lent
-        if swap: self._swap()   # the batch goes on
+        if self._lent: self._swap()   # the batch goes on
 
     def after_fit(self):
         if not self._in_model: self._swap()

@@ -258,24 +258,6 @@ def test_a_batch_goes_on_with_its_own_weights_after_a_validation(event):
     assert torch.equal(without, with_it)
 
 
-def test_a_validation_within_another_one_on_the_side():
-    seen = []
-    class Twice(Callback):
-        _order = 10
-        def begin_validate(self):
-            if self.run.aside and len(seen) % 3 == 0:
-                seen.append(self.model[0].weight.clone())
-                self.run.validate()
-                seen.append(self.model[0].weight.clone())
-            else: seen.append(self.model[0].weight.clone())
-    learn = learner()
-    learn.data.valid_dl = learn.data.valid_dl[:1]
-    quiet_fit(learn, AverageWeightsCallback(0.5), validating('after_batch'), Twice(), epochs=1)
-    for first, inner, after in zip(*[iter(seen[:18])]*3):
-        assert torch.equal(first, inner)
-        assert torch.equal(first, after)
-
-
 def test_averages_are_never_put_into_another_model():
     other = learner(nn.Linear(3, 2))
     before = copy.deepcopy(other.model.state_dict())
