@@ -27,9 +27,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 from .utils import (
     check_count, device_of, first_tensor, fits_safetensors, from_plain, fsync_folder,
-    load_plain_state, map_tensors, misfits, n_batches, plain_attrs, plain_state, read_file,
-    rng_state, set_rng_state, some_of, to_plain, weights_to_bytes, write_synced)
-from .callbacks import Callback
+    load_plain_state, map_tensors, misfits, n_batches, plain_attrs, plain_names, plain_state,
+    read_file, rng_state, set_rng_state, some_of, to_plain, weights_to_bytes, write_synced)
+from .callbacks import Callback, CancelEpochException, CancelTrainException
 from .checks import no_batches
 from .metrics import find_metric, metric_mode, numbers_only
 from .progress import ProgressCallback
@@ -243,13 +243,15 @@ _RNGS = torch.Generator, np.random.Generator, np.random.RandomState, random.Rand
 _LEAVES = str, bytes, Tensor, np.ndarray, type, ModuleType, random.SystemRandom
 
 def _used_by(f:FunctionType) -> dict:
-    "List what a function uses from around it; of globals, generators alone."
+    "List what a function uses from around it; of globals, generators and modules alone."
+    f = getattr(f, '_torchdynamo_orig_callable', f)   # what was compiled
     try: names = inspect.getclosurevars(f)
     except (TypeError, ValueError): return {}   # made in a way that can't be looked into
-    return {**{k: v for k, v in names.globals.items() if isinstance(v, _RNGS)}, **names.nonlocals}
+    kinds = *_RNGS, nn.Module
+    return {**{k: v for k, v in names.globals.items() if isinstance(v, kinds)}, **names.nonlocals}
 
 def _parts(o) -> dict:
-    "List what `o` consists of, by name, where a generator may be in it."
+    "List what `o` consists of, by name, where a generator or a module may be in it."
     if isinstance(o, _LEAVES): return {}
     if isinstance(o, partial): return dict(func=o.func, args=o.args, keywords=o.keywords)
     if isinstance(o, MethodType): return dict(self=o.__self__)
@@ -258,13 +260,13 @@ def _parts(o) -> dict:
     items = o if isinstance(o, dict) else getattr(o, '__dict__', {})
     return {k: v for k, v in islice(items.items(), 100) if k not in ('run', '_iterator')}
 
-def _find_rngs(o, path:str, seen:dict, depth:int=8) -> Iterator[tuple[str, object]]:
-    "Find the generators in `o`, each once, with the path on which it was found."
+def _find(kinds, o, path:str, seen:dict, depth:int=8) -> Iterator[tuple[str, Any]]:
+    "Find the objects of some kinds in `o`, each once, with the path on which it was found."
     if id(o) in seen or not depth: return
     seen[id(o)] = o
-    if isinstance(o, _RNGS) and not isinstance(o, _LEAVES): yield path, o
+    if isinstance(o, kinds) and not isinstance(o, _LEAVES): yield path, o
     else:
-        for k, v in _parts(o).items(): yield from _find_rngs(v, f'{path}.{k}', seen, depth - 1)
+        for k, v in _parts(o).items(): yield from _find(kinds, v, f'{path}.{k}', seen, depth - 1)
 
 def _rngs(run) -> dict[str, object]:
     "Find the generators that somebody in a run holds, by path."
@@ -273,7 +275,7 @@ def _rngs(run) -> dict[str, object]:
     if isinstance(run.model, nn.Module):
         roots |= {f'model.{name}': m for name, m in run.model.named_modules()}
     seen = {id(o): o for o in (run, run.learn)}
-    return dict(found for k, o in roots.items() for found in _find_rngs(o, k, seen))
+    return dict(found for k, o in roots.items() for found in _find(_RNGS, o, k, seen))
 
 # %% ../nbs/09_checkpoints.ipynb #0a7be3d4
 def _get_rng(g):
@@ -294,6 +296,55 @@ def _set_all_rng_states(run, state:dict):
     set_rng_state(state)
     for path, g in _rngs(run).items():
         if path in state['own']: _set_rng(g, state['own'][path])
+
+# %% ../nbs/09_checkpoints.ipynb #b36fd20e
+def _modules(run) -> dict[str, nn.Module]:
+    "Find the modules of a run: the model, or those that it calls, and those of the loss function."
+    seen = {id(o): o for o in (run, run.learn)}
+    found = dict(_find(nn.Module, run.model, 'model', seen))
+    seen |= {id(o): o for m in found.values() for o in m.modules()}
+    return found | dict(_find(nn.Module, run.loss_func, 'loss_func', seen))
+
+def _free_tensors(run) -> list[Tensor]:
+    "List the tensors that are trained, and that belong to no module."
+    known = {id(p) for m in _modules(run).values() for p in m.parameters()}
+    groups = getattr(run.opt, 'param_groups', ())
+    return [p for pg in groups for p in pg['params'] if id(p) not in known]
+
+def _unsaved_buffers(run) -> dict[str, tuple[nn.Module, str]]:
+    "Find the buffers that are in no `state_dict`, by plain name; of each, its module and its name."
+    found = {}
+    for path, root in _modules(run).items():
+        here = {f'{owner}.{k}'.lstrip('.'): (m, k) for owner, m in root.named_modules()
+                for k in m._non_persistent_buffers_set}
+        found |= {f'{path}.{k}': here[full] for full, k in plain_names(root, of=here).items()}
+    return found
+
+
+# %% ../nbs/09_checkpoints.ipynb #7d41e9c8
+def _outside(run) -> dict[str, dict]:
+    "Collect what the model's `state_dict` doesn't have."
+    state = {f'{path}.{k}': v for path, m in _modules(run).items() if m is not run.model
+             for k, v in plain_state(m).items() if not is_lazy(v)}
+    state |= {f'opt.{i}': p.detach() for i, p in enumerate(_free_tensors(run))}
+    buffers = {name: getattr(*place) for name, place in _unsaved_buffers(run).items()}
+    return dict(state=state, buffers=buffers)
+
+@torch.no_grad()
+def _restore_outside(run, outside:dict[str, dict]):
+    "Put it back."
+    state, buffers = outside['state'], outside['buffers']
+    for path, m in _modules(run).items():
+        if m is run.model: continue   # its state is in a file of its own
+        load_plain_state(m, {k: state[f'{path}.{k}'] for k in plain_state(m)})
+    for i, p in enumerate(_free_tensors(run)): p.copy_(state[f'opt.{i}'])
+    here = _unsaved_buffers(run)
+    for name in here.keys() & buffers.keys():
+        now, then = getattr(*here[name]), buffers[name]
+        # a buffer may begin as None, or grow
+        if getattr(now, 'shape', None) == getattr(then, 'shape', ''): now.copy_(then)
+        else: setattr(*here[name], then if then is None else then.to(device_of(here[name][0])))
+
 
 # %% ../nbs/09_checkpoints.ipynb #2d03e6f9
 def _same(a, b) -> bool:
@@ -346,11 +397,11 @@ def _collect(run, settings:dict[str, dict], notes:dict) -> _RunState:
         weights = _weights(run.model)
         state = plain_state(run.model).items()
         extra = to_plain({k: v for k, v in state if k not in weights and not is_lazy(v)})
-    with _named('the loss function'): loss = to_plain(plain_state(run.loss_func))
+    with _named('what is not in the model'): outside = to_plain(_outside(run))
     with _named('the optimizer'): opt = to_plain(run.opt.state_dict())
     with _named('a random number generator'): rng = to_plain(_all_rng_states(run))
-    training = dict(n_iter=run.n_iter, n_epochs=run.n_epochs, opt=opt, random=rng, loss=loss,
-                    extra=extra, threads=torch.get_num_threads())
+    training = dict(n_iter=run.n_iter, n_epochs=run.n_epochs, opt=opt, random=rng, extra=extra,
+                    outside=outside, threads=torch.get_num_threads())
     callbacks = {cb.name: _state_of_callback(cb, settings[cb.name])
                  for cb in run.cbs if cb.name in settings}
     return _RunState(weights, training | to_plain(notes), callbacks)
@@ -551,6 +602,9 @@ class CheckpointCallback(Callback):
         if keep is not None: check_count("CheckpointCallback: keep", keep)
         self.folder, self.every, self.keep, self.best = Path(folder), every, keep, best
         self.mode = None if best is None else metric_mode(best, mode)
+        if not isinstance(resume, (bool, Checkpoint)):
+            raise TypeError("CheckpointCallback: resume is True, False or a Checkpoint, not "
+                            f"{resume!r}; of a folder, pass Checkpoint.at(path)")
         self.resume, self.stop_on = resume, tuple(stop_on)
         self._signals = _StopSignals()
         self._lock:int|None = None
@@ -574,6 +628,10 @@ class CheckpointCallback(Callback):
         self._count = 0         # how many training batches of this epoch are done
         self._pending = None    # a checkpoint that waits for the epoch's batches, and its state
         self._at_end = False    # was the last checkpoint written at the end of an epoch?
+        if str(self.best).startswith('valid_') and self.data.valid_dl is None:
+            raise ValueError(f"CheckpointCallback: best={self.best!r} needs validation, so pass "
+                             "DataBunch a valid_dl, or take a metric such as 'train_loss'")
+        self._position = None   # the epoch and the batch to go on with, if nothing is half done
         _make_writable(self.folder)
         self._lock = _lock(self.folder)
         try: self._begin()
@@ -591,7 +649,8 @@ class CheckpointCallback(Callback):
 
     def begin_epoch(self):
         self._count, self._at_end = 0, False
-        self._notes |= dict(before=_all_rng_states(self.run), workers=_started(self.run))
+        self._position = self.epoch, 0
+        self._notes |= dict(before=_all_rng_states(self.run), workers=_started(self.run), cut=False)
         self.run.resume_at(self.epoch, self._read)
 
     def after_cancel_batch(self): self._count += self.in_train   # it came from the loader, too
@@ -599,25 +658,32 @@ class CheckpointCallback(Callback):
     def after_batch(self):
         if not self.in_train: return
         self._count += 1
+        self._position = self.epoch, self._count
         due = self.every is not None and self.run.n_iter % self.every == 0
-        if due or self._signals.received: self._save(self.epoch, self._count)
+        if due or self._signals.received: self._save()
         self._signals.stop_if_asked()
 
     def after_epoch(self):
         self._at_end = True
         self._ended = self.epoch + 1 == self.epochs
-        self._save(self.epoch + 1, 0)
+        self._position = self.epoch + 1, 0
+        self._save()
         if self.best is not None and self._count: find_metric(self.run.metrics, self.best)
         self._signals.stop_if_asked()
 
     def after_cancel_train(self):
         self._ended = True
-        if not self._at_end: return
+        # a batch or a validation that was cut short is done again, and the cancel with it
+        if self._position is None or not (self._at_end or self.in_train): return
         self._notes['ended'] = self.epochs   # so that nobody trains one more epoch
-        self._save(self.epoch + 1, 0)
+        self._save()
 
-    def _save(self, epoch:int, batch:int):
-        "Write a checkpoint that goes on at `epoch`, of which `batch` training batches are done."
+    def _save(self):
+        "Write a checkpoint of the state after the last batch or epoch."
+        epoch, batch = self._position
+        cancel = getattr(self.run, 'cancelled', None)   # raised by an earlier callback, just now
+        self._notes['cut'] = isinstance(cancel, CancelEpochException)
+        if isinstance(cancel, CancelTrainException): self._notes['ended'] = self.epochs
         numbers = {} if batch else numbers_only(self.run.metrics)
         metrics = {k: float(v) for k, v in numbers.items() if isinstance(v, (int, float))}
         self._store.add(epoch, batch, metrics, _collect(self.run, self._settings, self._notes))
@@ -663,21 +729,23 @@ def _read(self:CheckpointCallback, dl) -> Iterator:
         checkpoint, state = self._pending
         self._pending = None
         left = self._remaining(checkpoint, state, dl)
+        self._position = self.epoch, self._count
     return self._noted(dl if left is None else left, first=left is None)
 
 @patch
 def _noted(self:CheckpointCallback, batches:Iterable, first:bool) -> Iterator:
     "Yield batches, and note numbers of each."
     batches = iter(batches)
+    if self._notes['cut']: raise CancelEpochException   # as after the checkpoint's batch
     while True:
         try: batch = next(batches)
         except StopIteration: break
         except RuntimeError:   # a worker died
-            if self._signals.received: self._save(self.epoch, self._count)
+            if self._signals.received: self._save()
             self._signals.stop_if_asked()
             raise
         first = False
-        self._notes['last'] = _sample(batch)
+        self._notes['last'], self._position = _sample(batch), None
         yield batch
     if first: raise ValueError(no_batches('train_dl'))
 
@@ -709,7 +777,8 @@ def _first_notes(run) -> dict:
     "Note what a run is made of; the second half is filled in later."
     return dict(
         data=_about_data(run.data), opt_class=type(run.opt).__name__,
-        groups=_group_settings(run.opt), before=None, workers=_started(run), last=None, ended=None)
+        groups=_group_settings(run.opt), before=None, workers=_started(run), last=None, ended=None,
+        cut=False)
 
 # %% ../nbs/09_checkpoints.ipynb #4fa7d1c3
 def _check_model(path:Path, state:_RunState, model):
@@ -718,8 +787,8 @@ def _check_model(path:Path, state:_RunState, model):
     if wrong: raise ValueError(f"{path} is of another model: {some_of(wrong, 1)}")
 
 # %% ../nbs/09_checkpoints.ipynb #61d5f3a7
-_TRAINING_KEYS = ('n_iter', 'n_epochs', 'opt', 'random', 'loss', 'extra', 'threads', 'data',
-                  'opt_class', 'groups', 'before', 'workers', 'last', 'ended')
+_TRAINING_KEYS = ('n_iter', 'n_epochs', 'opt', 'random', 'extra', 'outside', 'threads', 'data',
+                  'opt_class', 'groups', 'before', 'workers', 'last', 'ended', 'cut')
 
 def _check_position(checkpoint:Checkpoint, training:dict, epochs:int):
     "Refuse what is no state of a run, and a run that has done more than `epochs`."
@@ -746,7 +815,8 @@ def _check_optimizer(path:Path, training:dict, opt):
     groups, own_groups = _group_sizes(training['opt']), _group_sizes(opt.state_dict())
     if groups != own_groups:
         raise ValueError(f"{path} is of another optimizer: its groups have {groups} parameters, "
-                         f"those of this one {own_groups}")
+                         f"those of this one {own_groups}. A group that was added in the middle "
+                         "of the run has to be added before this fit")
     for before, now in zip(training['groups'], _group_settings(opt)):
         for k in before.keys() & now.keys():
             if before[k] == now[k]: continue
@@ -781,6 +851,8 @@ def _check_same_run(checkpoint:Checkpoint, state:_RunState, run):
     _check_position(checkpoint, training, run.epochs)
     _check_model(path, state, run.model)
     _check_optimizer(path, training, run.opt)
+    wrong = misfits(training['outside']['state'], _outside(run)['state'])
+    if wrong: raise ValueError(f"{path} is of another run: {some_of(wrong, 1)}")
     _check_data(path, training, run.data)
     if training['threads'] != torch.get_num_threads():
         warnings.warn(f"The run had {training['threads']} threads, and has "
@@ -798,9 +870,9 @@ def _check_rngs(path:Path, run, state:dict):
 
 # %% ../nbs/09_checkpoints.ipynb #d318a6f4
 def _restore_model(run, state:_RunState):
-    "Put back the states of the model and of the loss function."
+    "Put back the state of the model, and what is outside of it."
     load_plain_state(run.model, state.weights | state.training['extra'])
-    load_plain_state(run.loss_func, state.training['loss'])
+    _restore_outside(run, state.training['outside'])
 
 def _restore_position(run, state:_RunState):
     "Put back how far the run has come."
@@ -832,17 +904,17 @@ def _resume(self:CheckpointCallback, checkpoint:Checkpoint):
         state = _RunState.read(checkpoint, device_of(run.model))   # all is read before any changes
         _check_same_run(checkpoint, state, run)
     _start_workers(run, state.training['workers'])
-    if checkpoint.batch:
+    ended = self.resume is True and state.training['ended'] == run.epochs
+    if checkpoint.batch and not ended:
         self._pending = checkpoint, state
         run.resume_at(checkpoint.epoch)
         return
     self._restore(checkpoint, state)
-    ended = self.resume is True and state.training['ended'] == run.epochs
     run.resume_at(run.epochs if ended else checkpoint.epoch)
     if ended:
-        warnings.warn(f"A callback ended this run after {checkpoint.epoch} of {run.epochs} epochs, "
-                      "so it does not go on. To go on all the same, pass "
-                      f"resume=Checkpoint.at({str(path)!r})", stacklevel=2)
+        done = f"{state.training['n_epochs']:.3g} of {run.epochs} epochs"
+        warnings.warn(f"A callback ended this run after {done}, so it does not go on. To go on all "
+                      f"the same, pass resume=Checkpoint.at({str(path)!r})", stacklevel=2)
     elif checkpoint.is_complete(run.epochs):
         warnings.warn(f"This run of {run.epochs} epochs is complete: there is nothing to do. To "
                       "train on, fit with more epochs", stacklevel=2)
@@ -866,7 +938,7 @@ def _remaining(self:CheckpointCallback, checkpoint:Checkpoint, state:_RunState, 
                       "data that are not repeatable can't give the same result", stacklevel=2)
     self._restore(checkpoint, state)
     self._count = checkpoint.batch
-    self._notes |= {k: state.training[k] for k in ('before', 'workers', 'last')}
+    self._notes |= {k: state.training[k] for k in ('before', 'workers', 'last', 'cut')}
     return batches
 
 # %% ../nbs/09_checkpoints.ipynb #20b6f4da
@@ -885,13 +957,14 @@ def _restore(self:CheckpointCallback, checkpoint:Checkpoint, state:_RunState):
     run = self.run
     weights = {k: t for k, t in plain_state(run.model).items() if not is_lazy(t)}
     weights = map_tensors(lambda t: t.detach().cpu().clone(), weights)
-    opt = map_tensors(Tensor.clone, run.opt.state_dict())
+    opt, outside = (map_tensors(Tensor.clone, o) for o in (run.opt.state_dict(), _outside(run)))
     try:
         with _or_value_error(checkpoint.path):
             _check_rngs(checkpoint.path, run, state.training['random'])
             for restore in self._restorers(state).values(): restore()
     except ValueError:
         load_plain_state(run.model, weights)
+        _restore_outside(run, outside)
         run.opt.load_state_dict(opt)
         raise
 

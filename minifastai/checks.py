@@ -187,13 +187,17 @@ def needs_closure(
     opt, # An optimizer
 ) -> bool: # True for `optim.LBFGS`
     "Find out whether `opt.step` has to be given a function that computes loss and gradients."
-    step = inspect.signature(opt.step)
+    # of the class, since PyTorch's schedulers replace `opt.step` by a wrapper
+    in_class = getattr(type(opt), 'step', None)
+    step, first = (opt.step, ()) if in_class is None else (in_class, (opt,))
+    try: signature = inspect.signature(step)
+    except ValueError: return False   # written in C
     for needed, args in ((False, ()), (True, (None,))):
-        try: step.bind(*args)
+        try: signature.bind(*first, *args)
         except TypeError: continue
         return needed
-    raise TypeError(f"Learner: {type(opt).__name__}.step{step} cannot be called without arguments, "
-                    "or with a closure")
+    raise TypeError(f"Learner: {type(opt).__name__}.step{signature} cannot be called without "
+                    "arguments, or with a closure")
 
 # %% ../nbs/04c_loop.ipynb #68bd4511
 def warn_untrained(

@@ -576,6 +576,7 @@ def _resumed_run(given:_Options, folder:Path) -> _Training|None:
     _announce(f"Going on with {folder}, "
               f"{_position(last, n_batches, job.recipe, kept['epochs'])}")
     now = {k: job.settings[k] for k in ('epochs', 'every')}
+    # what this version adds, then what the run was begun with, then what may change
     job = job._replace(settings=job.settings | kept | now)
     _add_folder(job, folder, resume=last or True)
     done = 0 if last is None else last.epoch*n_batches + last.batch
@@ -654,7 +655,7 @@ def _report(training:_Training, seconds:float, views_accuracy:float|None):
               f"{_n_epochs(len(history))}, {seconds:.0f} s")
     if views_accuracy is not None:
         n = len(training.job.recipe.tta_tfms)
-        print(f"             and {views_accuracy:.4f} by {n} looks at each image")
+        print(f"             and {views_accuracy:.4f} by {n} augmentation views of each image")
     files = [f for f in _RUN_FILES if (folder/f).exists()]
     print(f"Written to {folder}: {', '.join(files)}", flush=True)
 
@@ -713,7 +714,7 @@ def minifastai_train(
     bs:int=None,          # Batch size
     lr:float=None,        # Learning rate, the highest one
     momentum:float=None,  # Momentum of SGD
-    # Norm behind each convolution: batch, running, layer, instance, group, none
+    # Norm after each convolution: batch, running, layer, instance, group, none
     norm:str='batch',
     dataset:str='auto',   # 'mnist', 'digits', or 'auto': MNIST where it can be had, else the digits
     # Folder with MNIST's files (by default MINIFASTAI_DATA, the cache, a download)
@@ -760,7 +761,7 @@ def minifastai_lr_find(
     recipe:str=None,
     bs:int=None,          # Batch size, if not as the recipe says
     momentum:float=None,  # Momentum of SGD, if not as the recipe says
-    # Norm behind each convolution: batch, running, layer, instance, group, none
+    # Norm after each convolution: batch, running, layer, instance, group, none
     norm:str='batch',
     dataset:str='auto',   # 'mnist', 'digits', or 'auto': MNIST where it can be had, else the digits
     # Folder with MNIST's files (by default MINIFASTAI_DATA, the cache, a download)

@@ -21,7 +21,7 @@ from .utils import (
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #707c5675
 class _RunEagerly:
-    "Has compiled models run as they were written, as long as there is a hook on any module."
+    "Runs compiled models as they were written while any module has a hook of ours."
     def __init__(self):
         self.hooks:dict[int, weakref.finalize] = {}
         self.stance:Any = None

@@ -346,7 +346,7 @@ class Runner(_PhaseRunner):
 
     def _reset(self, epochs:int):
         "Set the state to that of the beginning of a fit."
-        self.xb = self.yb = self.pred = self.loss = self.iters = None
+        self.xb = self.yb = self.pred = self.loss = self.iters = self.cancelled = None
         self.epochs, self.epoch, self.metrics = epochs, 0, {}
         self.n_epochs, self.n_iter, self.in_train = 0., 0, False
         self.skipped = self.aside = self.validating = False

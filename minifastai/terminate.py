@@ -26,9 +26,14 @@ def _tensors(o) -> list[Tensor]:
     map_tensors(note, o)
     return found
 
+def _numbers(t:Tensor) -> Tensor:
+    "Get a tensor's numbers; of a sparse one, those that it holds."
+    if t.layout is torch.strided: return t
+    return (t.coalesce() if t.is_sparse else t).values()
+
 def _all_finite(o) -> bool:
     "Are all tensors in `o` free of `nan` and infinity?"
-    return all(bool(t.isfinite().all()) for t in _tensors(o))
+    return all(bool(_numbers(t).isfinite().all()) for t in _tensors(o))
 
 def _first_bad_layer(model:nn.Module, xb) -> str|None:
     "Run `model` once more on `xb`, and find the first layer whose output isn't finite."
@@ -45,6 +50,7 @@ def _first_bad_layer(model:nn.Module, xb) -> str|None:
 # %% ../nbs/09_checkpoints.ipynb #e06c4a9d
 def _first_bad_item(x:Tensor) -> int:
     "Find the first item of a batch (N, ...) that isn't finite."
+    x = x.to_dense()
     if x.dim() < 2: return int((~x.isfinite()).nonzero()[0]) if x.dim() else 0
     return int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
 
@@ -60,7 +66,7 @@ def _bad_input(xb) -> str:
 def first_not_finite(
     model:nn.Module, # Any model
     xb,              # A batch for it
-) -> str: # Such as `'what layer 3 Linear gives out'`; `''` if everything is finite
+) -> str: # Such as `'the output of layer 3 Linear'`; `''` if everything is finite
     """Find where numbers that aren't finite come up first when `model` is run on `xb`.
 
     That may be an item of the batch, a parameter, the output of a layer, or a buffer."""
@@ -70,7 +76,7 @@ def first_not_finite(
         if not _all_finite(p): return f"{name}, before the batch is seen"
     buffers = [name for name, b in model.named_buffers() if not _all_finite(b)]
     layer = _first_bad_layer(model, xb)
-    if layer is not None: return f"what layer {layer} gives out"
+    if layer is not None: return f"the output of layer {layer}"
     return f"the buffer {buffers[0]}" if buffers else ''
 
 # %% ../nbs/09_checkpoints.ipynb #04ae8d5b
@@ -98,7 +104,7 @@ class TerminateOnNaNCallback(Callback):
     def after_backward(self):
         if not self.gradients or not isinstance(self.model, nn.Module): return
         params = self.model.named_parameters()
-        grads = {name: p.grad for name, p in params if p.grad is not None}
+        grads = {name: _numbers(p.grad) for name, p in params if p.grad is not None}
         # one number for all of them, so that a GPU is waited for only once
         norm = torch.nn.utils.get_total_norm(list(grads.values())).item()
         if math.isfinite(norm): return
@@ -135,6 +141,9 @@ class EarlyStoppingCallback(Callback):
         self.min_delta, self.restore = min_delta, restore
 
     def begin_fit(self):
+        if self.metric.startswith('valid_') and self.data.valid_dl is None:
+            raise ValueError(f"EarlyStoppingCallback: {self.metric} needs validation, so pass "
+                             "DataBunch a valid_dl, or take a metric such as 'train_loss'")
         self.best = self.best_epoch = self.message = None
         self.best_state = {}     # of the model
         self.bad_epochs = 0      # since the best one

@@ -253,7 +253,9 @@ def _pairs(o) -> list: return [list(pair) for pair in o.items()]
 def _factory_name(o:defaultdict) -> str|None:
     "Name the function by which a `defaultdict` makes what is missing."
     f = o.default_factory
-    if f is None or _FACTORIES.get(f.__name__) is f: return f and f.__name__
+    if f is None: return None
+    for name, factory in _FACTORIES.items():
+        if f is factory: return name
     raise ValueError(f"a defaultdict's factory can be {', '.join(_FACTORIES)}, not {f!r}")
 
 def _array_parts(o:np.ndarray) -> list:
@@ -452,14 +454,16 @@ def _is_wrapper(m:nn.Module, inner:str) -> bool:
 
 def plain_names(
     model:nn.Module, # Any model, compiled, wrapped, or neither
-) -> dict[str, str]: # For each name in its `state_dict`
+    *,
+    of:Iterable[str]|None=None, # Names in it; by default those in its `state_dict`
+) -> dict[str, str]: # For each of these names
     "Find the names that parameters and buffers have without `_orig_mod.` and `module.`."
     wrappers = []
     for name, m in model.named_modules(remove_duplicate=False):
         owner = f'{name}.' if name else ''
         wrappers += [(f'{owner}{k}.', owner) for k in m._modules if _is_wrapper(m, k)]
     names = {}
-    for full in model.state_dict():
+    for full in model.state_dict() if of is None else of:
         names[full] = full
         for prefix, owner in reversed(wrappers):   # what is inside comes off first
             names[full] = re.sub('^' + re.escape(prefix), owner, names[full])
@@ -510,6 +514,8 @@ def write_atomically(
     data:bytes, # Its content
 ):
     "Write a file that is there as a whole, or as it was before."
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent} for {path.name}: make it first")
     part = path.with_name(f'.{path.name}.part')
     try:
         write_synced(part, data)

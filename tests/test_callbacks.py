@@ -378,7 +378,7 @@ def test_functions_as_models_and_closures_of_optimizers():
     class Odd(optim.SGD):
         def step(self, one, two): pass
     model = nn.Linear(4, 3)
-    with pytest.raises(TypeError, match=r'Odd.step\(one, two\) cannot be called without arguments'):
+    with pytest.raises(TypeError, match=r'Odd.step\(self, one, two\) cannot be called'):
         Learner(model, Odd(model.parameters()), F.cross_entropy, data)
 
 

@@ -40,7 +40,8 @@ from torch.utils.data import DataLoader
 from minifastai import checkpoint, utils
 from minifastai.activations import ActivationStats
 from minifastai.data import DataBunch, Dataset, get_dls
-from minifastai.callbacks import Callback, CancelBatchException, CancelTrainException
+from minifastai.callbacks import (
+    Callback, CancelBatchException, CancelEpochException, CancelTrainException)
 from minifastai.learner import Learner, Runner
 from minifastai.metrics import accuracy, AvgStatsCallback
 from minifastai.schedules import LRSchedulerCallback, ParamScheduler, sched_cos
@@ -790,6 +791,187 @@ def test_a_run_that_a_callback_ended_stays_ended(tmp_path):
     assert run.n_iter == 15
 
 
+class Cuts(Callback):
+    "Raises a cancel after so many steps, and may ask the program to end just before"
+    def __init__(self, cancel, at, ask=False): self.cancel, self.at, self._ask = cancel, at, ask
+    def after_batch(self):
+        if not self.in_train or self.run.n_iter != self.at: return
+        if self._ask: os.kill(os.getpid(), signal.SIGTERM)
+        raise self.cancel
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_an_epoch_that_was_cut_short_in_the_batch_of_a_checkpoint(tmp_path, no_fsync, same):
+    "Also with the same runner, which must not hold the cancel of the interrupted fit"
+    cut = Cuts(CancelEpochException, 2, ask=True)
+    run = quiet_runner([cut, CheckpointCallback(tmp_path, resume=True, every=1, keep=99)])
+    with pytest.raises(SystemExit): run.fit(2, tiny_learner())
+    cut._ask = False
+    if not same: run = quiet_runner([cut, CheckpointCallback(tmp_path, resume=True, every=1)])
+    run.cbs.append(heard := Heard())
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'heard is new')
+        run.fit(2, tiny_learner())
+    assert (run.n_iter, heard.cancels) == (5, 1)
+
+
+class Heard(Callback):
+    def begin_fit(self): self.cancels = 0
+    def after_cancel_epoch(self): self.cancels += 1
+
+
+@pytest.mark.parametrize('order', [0, 2000])
+@pytest.mark.parametrize('every', [None, 1])
+def test_a_run_that_was_ended_in_mid_epoch_stays_ended(tmp_path, order, every):
+    for fit in range(2):
+        cut = Cuts(CancelTrainException, 2)
+        cut._order = order
+        run = quiet_runner([cut, CheckpointCallback(tmp_path, every=every, resume=True)])
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            run.fit(1, tiny_learner())
+        assert run.n_iter == 2
+        assert ('ended this run after 0.667 of 1' in ' '.join(str(w.message) for w in said)) == fit
+
+
+def test_a_batch_that_was_cut_short_is_no_end(tmp_path):
+    "What it did to the model must not be in a checkpoint"
+    class Ends(Callback):
+        def after_pred(self):
+            if self.in_train and self.run.n_iter == 2: raise CancelTrainException
+    Runner([Ends(), CheckpointCallback(tmp_path, every=1, keep=99)]).fit(1, tiny_learner())
+    assert sorted(p.name for p in tmp_path.iterdir())[1:] == ['000001-epoch-0-batch-2']
+
+
+def assert_goes_on(folder, make, state):
+    "A fit that is interrupted and goes on, from other random numbers, ends as one that is not"
+    def fit(seed, learn_to_run):
+        torch.manual_seed(seed)
+        learn = make()
+        learn_to_run(learn)
+        return state(learn)
+    whole = fit(0, lambda learn: quiet_runner().fit(3, learn))
+    fit(0, lambda learn: fit_until(4, folder, learn))
+    again = fit(1, lambda learn: go_on(folder, learn))
+    assert torch.equal(whole, again)
+
+
+def of_function(wrap, **kwargs):
+    "A learner whose model is no module"
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    learn = tiny_learner(model=net, opt_func=partial(optim.SGD, lr=0.1, momentum=0.9), **kwargs)
+    learn.model, learn.net = wrap(net), net
+    return learn
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda net: partial(net), lambda net: net.forward, lambda net: lambda x: net(x)])
+def test_a_model_that_is_a_function(tmp_path, no_fsync, wrap):
+    "Its modules have a state"
+    def state(learn): return torch.cat([t.flatten() for t in learn.net.state_dict().values()])
+    assert_goes_on(tmp_path, lambda: of_function(wrap), state)
+
+
+def test_a_model_of_tensors_alone(tmp_path, no_fsync):
+    def make(n=3):
+        w = nn.Parameter(torch.randn(4, n))
+        learn = tiny_learner()
+        learn.model, learn.opt = (lambda x: x@w), optim.SGD([w], lr=0.1, momentum=0.9)
+        return learn
+    def made(learn): return learn.opt.param_groups[0]['params'][0].detach()
+    assert_goes_on(tmp_path, make, made)
+    learn = make(4)
+    assert_refused(tiny_learner(), r'opt.0 is \(4, 3\) in the file, \(4, 4\) in the model',
+                   lambda: go_on(tmp_path, learn))
+
+
+class Remembers(nn.Module):
+    "A loss with a state, which is in its `state_dict` or not"
+    def __init__(self, persistent=True):
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(()), persistent=persistent)
+
+    def forward(self, pred, yb):
+        self.mean = self.mean/2 + pred.detach().pow(2).mean()
+        return F.cross_entropy(pred, yb)*(1 + self.mean)
+
+
+class RemembersAlone(Remembers):
+    def forward(self, pred): return super().forward(pred, torch.zeros(5, dtype=torch.long))
+
+
+remembers = Remembers()
+def by_global_module(pred, yb): return remembers(pred, yb)
+
+
+def new_global():
+    global remembers
+    remembers = Remembers()
+    return by_global_module
+
+
+@pytest.mark.parametrize('loss', [
+    RemembersAlone, lambda: partial(Remembers()), lambda: Remembers().forward,
+    lambda: (lambda loss: lambda pred, yb: loss(pred, yb))(Remembers()), new_global,
+    lambda: Remembers(persistent=False), lambda: torch.compile(Remembers(), backend='eager')])
+def test_a_loss_that_remembers(tmp_path, no_fsync, loss):
+    def make():
+        torch.manual_seed(0)
+        return tiny_learner(loss_func=loss())
+    assert_goes_on(tmp_path, make, weights)
+
+
+class Counts(nn.Module):
+    "A layer whose buffers are in no `state_dict`"
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(4, 3)
+        self.register_buffer('count', torch.zeros(()), persistent=False)
+        self.register_buffer('later', None, persistent=False)
+        self.register_buffer('grows', torch.zeros(0), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.count += 1
+            self.later = x.detach().mean()/self.count
+            self.grows = torch.cat([self.grows, self.later[None]])
+        return self.lin(x)/(1 + self.count) + self.grows.sum()
+
+
+@pytest.mark.parametrize('wrap', [lambda m: m, partial(torch.compile, backend='eager')])
+def test_buffers_that_are_not_persistent(tmp_path, no_fsync, wrap):
+    def make():
+        model = Counts()
+        learn = tiny_learner(model=wrap(model))
+        learn.counts = model
+        return learn
+    def state(learn):
+        counts = learn.counts
+        return torch.cat([counts.grows, counts.count[None], counts.later[None], weights(learn)])
+    assert_goes_on(tmp_path, make, state)
+
+
+def test_a_group_that_is_added_in_mid_run(tmp_path):
+    class Adds(Callback):
+        def begin_epoch(self):
+            if self.epoch: self.opt.add_param_group(dict(params=[self.model.bias]))
+    def first_group(params): return optim.SGD([next(iter(params))], lr=0.1)
+    fit_until(4, tmp_path, tiny_learner(opt_func=first_group), Adds())
+    learn = tiny_learner(opt_func=first_group)
+    assert_refused(learn, 'has to be added before this fit', lambda: go_on(tmp_path, learn, Adds()))
+
+
+def test_what_is_no_checkpoint_and_what_no_validation(tmp_path):
+    with pytest.raises(TypeError, match=r'Checkpoint.at\(path\)'):
+        CheckpointCallback(tmp_path, resume=str(tmp_path))
+    cbs = [CheckpointCallback(tmp_path, best='valid_loss'), EarlyStoppingCallback('valid_loss')]
+    for cb in cbs:
+        learn = tiny_learner()
+        learn.data.valid_dl = None
+        assert_refused(learn, 'needs validation, so pass DataBunch a valid_dl',
+                       lambda: quiet_runner(cb).fit(1, learn))
+
+
 def test_layers_that_learn_their_size_from_the_first_batch(tmp_path):
     def learner(): return tiny_learner(model=nn.Sequential(nn.LazyLinear(5), nn.Linear(5, 3)))
     first, again = learner(), learner()
@@ -1181,6 +1363,11 @@ def test_a_compiled_run_goes_on_without_and_the_other_way_round(tmp_path):
     assert list(utils.plain_state(parallel)) == ['0.weight', '0.bias']
 
 
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match='There is no folder .*nowhere for x: make it'):
+        tiny_learner().save(tmp_path/'nowhere'/'x')
+
+
 def test_a_learners_weights(tmp_path):
     learn, other = tiny_learner(), tiny_learner()
     path = tmp_path/'model.safetensors'
@@ -1306,6 +1493,27 @@ def test_a_nan_raises_if_asked():
     nn.init.constant_(learn.model.weight, float('nan'))
     with pytest.raises(FloatingPointError, match='Stopped in training, epoch 0.*the loss is nan'):
         Runner(TerminateOnNaNCallback(raise_error=True)).fit(9, learn)
+
+
+@pytest.mark.parametrize('bad', [True, False])
+def test_sparse_gradients(bad):
+    class Spoils(Callback):
+        def after_backward(self):
+            if bad: self.model[0].weight.grad._values()[3] = float('nan')
+    model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
+    learn = tiny_learner(model=model)
+    learn.data = DataBunch([(torch.arange(10).view(5, 2) % 9, torch.arange(5) % 3)], None)
+    run = Runner([Spoils(), terminate := TerminateOnNaNCallback(gradients=True)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Stopped in training')
+        run.fit(1, learn)
+    assert bool(terminate.message and 'first that of 0.weight' in terminate.message) == bad
+
+
+def test_a_nan_in_a_sparse_input():
+    x = torch.tensor([[1., 0], [0, float('nan')]])
+    for sparse in (x.to_sparse(), x.to_sparse_csr()):
+        assert first_not_finite(nn.Linear(2, 1), sparse) == 'item 1 of the batch'
 
 
 @pytest.mark.parametrize('kind', [tuple, list, lambda ab: dict(zip('ab', ab))])

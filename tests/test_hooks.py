@@ -606,7 +606,7 @@ def test_stops_before_the_step_and_says_where(value):
 
     run = Runner([guard, Note()])
     says = (r'Stopped in training, epoch 1, after 5 steps, learning rate 0\.1: the loss is .*; '
-            r'first not finite is what layer 1\.1 Spoils gives out')
+            r'first not finite is the output of layer 1\.1 Spoils')
     with pytest.warns(UserWarning, match=says): run.fit(9, learn)
     assert run.n_iter == 5 == len(weights)
     assert run.terminate_on_nan is guard
@@ -656,5 +656,5 @@ def test_a_batch_or_a_parameter_that_is_not_finite():
     assert first_not_finite(model, x) == 'the buffer 1.running_var'
     with torch.no_grad(): model[0].weight.mul_(1e38)
     for _ in range(2):   # the layer is named, and not what it spoiled in the norm after it
-        assert first_not_finite(model, x*100) == 'what layer 0 Linear gives out'
+        assert first_not_finite(model, x*100) == 'the output of layer 0 Linear'
         model(x*100)

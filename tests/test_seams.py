@@ -286,6 +286,20 @@ def test_steps_that_compute_gradients_anew_refuse_what_would_be_undone(make):
         Runner([SAM(), make()]).fit(1, a_learner(some_batches([4]*4)))
 
 
+@pytest.mark.parametrize('sched', [optim.lr_scheduler.ExponentialLR, optim.lr_scheduler.LambdaLR])
+def test_a_scheduler_does_not_make_the_optimizer_want_a_closure(sched):
+    "PyTorch's schedulers replace `opt.step` by a wrapper"
+    exponential = sched is optim.lr_scheduler.ExponentialLR
+    kwargs = dict(gamma=0.9) if exponential else dict(lr_lambda=lambda i: 1)
+    calls = []
+    model = a_model()
+    model.register_forward_hook(lambda *args: calls.append(1))
+    run = Runner([LRSchedulerCallback(partial(sched, **kwargs)), AccumulateCallback(2)])
+    for _ in range(2): run.fit(1, a_learner(some_batches([4]*4), model))
+    assert not run.wants_closure
+    assert len(calls) == 2*4
+
+
 def test_gradients_that_no_step_followed_are_told_of():
     batches = some_batches([4]*3)
     learn = a_learner(iter(batches))   # no length
