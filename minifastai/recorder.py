@@ -43,15 +43,16 @@ class Recorder(Callback):
 
     def after_backward(self):
         groups = getattr(self.run.opt, 'param_groups', ())
-        # some optimizers find a rate by themselves
-        rates = [math.nan if pg.get('lr') is None else float(pg['lr']) for pg in groups]
-        self._rates = dict(zip(group_keys(groups), rates))
+        # by the keys of `group_keys`, in one go; None: the optimizer finds a rate by itself
+        self._rates = {id((pg['params'] or [pg])[0]):
+                       float(math.nan if pg['lr'] is None else pg['lr']) for pg in groups}
 
     def after_batch(self):
         run = self.run   # looking up each attribute by way of `self` takes half a microsecond
         if not run.in_train: return
-        for key in [k for k in self._rates if k not in self._keys]:   # a parameter group is new
-            self._keys.append(key)
+        for key in self._rates:
+            if key in self._keys: continue
+            self._keys.append(key)   # a parameter group is new
             self.lrs.append([math.nan]*len(self._losses))
         for key, lrs in zip(self._keys, self.lrs): lrs.append(self._rates.get(key, math.nan))
         self._losses.append(run.loss.detach())

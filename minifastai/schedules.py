@@ -196,18 +196,20 @@ class ParamScheduler(Callback):
                              f"{self.pname!r}; it has {settings}")
 
     def begin_batch(self):
-        if not self.in_train: return
-        if self.iters is None:
+        run = self.run
+        if not run.in_train: return
+        if run.iters is None:
             raise ValueError("ParamScheduler: the training batches do not say how many they are "
                              "(len), so there is no position in training. Give the loader a "
                              "__len__, or use LRSchedulerCallback, which counts steps")
-        pos = max(self.n_epochs - self._skipped, 0.)/self.epochs
-        groups = self.opt.param_groups
+        pos = max(run.n_epochs - self._skipped, 0.)/run.epochs
+        groups = run.opt.param_groups
         keys = group_keys(groups)
         if keys != self._keys: self._follow(groups, keys, pos)
         for pg, sched, ratio in zip(groups, self.scheds, self.ratios):
             value = sched(pos)
-            self._check_value(value, pg[self.pname], pos)
+            former = pg[self.pname]
+            if not type(value) is type(former) is float: self._check_value(value, former, pos)
             set_setting(pg, self.pname, value if ratio == 1 else value*ratio)
 
     def _follow(self, groups, keys, pos):

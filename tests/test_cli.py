@@ -175,12 +175,12 @@ def test_recipes(tmp_path, recipe):
     if recipe is None: recipe = 'eight-epochs'       # the default for the digits
     assert len(table(tmp_path/'run'/'history.csv')) == RECIPES[recipe].epochs
     assert_loads(tmp_path/'run', done)
-    looks = re.search(r'and ([\d.]+) by (\d+) looks', done.stdout)
-    assert bool(looks) == (len(RECIPES[recipe].tta_tfms) > 1), done.stdout
+    views = re.search(r'and ([\d.]+) by (\d+) augmentation views', done.stdout)
+    assert bool(views) == (len(RECIPES[recipe].tta_tfms) > 1), done.stdout
     with safe_open(tmp_path/'run'/'model.safetensors', 'pt') as f:
         assert json.loads(f.metadata()['minifastai'])['recipe'] == recipe
     if recipe == 'eight-epochs':
-        assert float(looks[1]) > 0.97
+        assert float(views[1]) > 0.97
         assert validation_accuracy(done) > 0.95
 
 
@@ -552,7 +552,7 @@ def test_loading_leaves_random_numbers_alone(two_epochs):
 def test_views_when_predicting(tmp_path):
     done = train('--recipe', 'one-epoch', '--dataset', 'digits', '--bs', '256', '--out', 'run',
                  cwd=tmp_path)
-    by_views = re.search(r'and ([\d.]+) by 5 looks', done.stdout)[1]
+    by_views = re.search(r'and ([\d.]+) by 5 augmentation views', done.stdout)[1]
     done.stdout = f'Validation accuracy {by_views}'
     assert_loads(tmp_path/'run', done, tta=True)
 

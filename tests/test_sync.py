@@ -118,7 +118,8 @@ def is_machinery(module, name) -> bool:
                        batches=('call_model', 'predict', 'split_batch'))
     if module in for_readers: return name not in for_readers[module]
     return name in ('RUN_ATTRS', 'shadows', 'cancel_rank', 'frozen_modules', 'counted',
-                    'LossWeight', 'numbers_only', 'find_metric', 'set_setting', 'ratios_to_last')
+                    'LossWeight', 'numbers_only', 'find_metric', 'set_setting', 'ratios_to_last',
+                    'check_settings', 'group_keys')
 
 
 def test_all_has_every_name():
