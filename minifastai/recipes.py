@@ -67,8 +67,10 @@ class AverageWeightsCallback(Callback):
     def _tensors(self):
         ddp = nn.parallel.DistributedDataParallel
         model = self.model.module if isinstance(self.model, ddp) else self.model
+        kept = model.state_dict()   # without what a module only remembers for a moment
         named = [*model.named_parameters(), *model.named_buffers()]
-        return {k.replace('_orig_mod.', ''): t for k, t in named if _in_memory_once(t)}
+        found = {k: t for k, t in named if k in kept and _in_memory_once(t)}
+        return {k.replace('_orig_mod.', ''): t for k, t in found.items()}
 
     @torch.no_grad()
     def after_step(self):

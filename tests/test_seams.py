@@ -15,6 +15,7 @@ from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.gradients import AccumulateCallback, ClipGradientsCallback
 from minifastai.learner import Learner, Runner
 from minifastai.metrics import AvgStatsCallback
+from minifastai.norms import RunningBatchNorm
 from minifastai.progress import ProgressCallback
 from minifastai.recipes import AverageWeightsCallback
 from minifastai.recorder import Recorder
@@ -343,6 +344,15 @@ def test_averages_leave_counters_alone_and_can_be_pickled():
     assert model[1].num_batches_tracked == 5
     pickle.loads(pickle.dumps(averaging))
     copy.deepcopy(averaging)
+
+
+def test_averages_leave_alone_what_a_module_only_remembers():
+    "Its number of the running norm's counts would go stale, and a resumed run would differ"
+    model = nn.Sequential(nn.Linear(4, 3), RunningBatchNorm(3))
+    averaging = AverageWeightsCallback(0.5)
+    Runner(averaging).fit(2, a_learner(some_batches([4]*3), model=model, valid=some_batches([5])))
+    assert not any('counts' in k for k in averaging.average)
+    assert any('means' in k for k in averaging.average)
 
 
 def test_a_validation_on_the_side_does_not_disturb_the_averages():
