@@ -3,6 +3,7 @@
 Cells that need MNIST or a GPU are run on machines that have them.
 """
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ def pytest_configure(config):
     has_mnist = wants_mnist and bool(find_mnist())
     if not has_mnist: os.environ['MINIFASTAI_DATASET'] = 'digits'
     config.nb_flags = ['mnist']*has_mnist + ['cuda']*torch.cuda.is_available()
+    # a shell has programs in the background ignore Ctrl-C, of which several tests are
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config):
