@@ -146,8 +146,13 @@ class Hooks(ListContainer):
             if not isinstance(m, nn.Module):
                 raise TypeError("Only nn.Modules can be hooked, "
                                 f"and this is a {type(m).__name__}: {m!r:.60}")
-        super().__init__(
-            [Hook(m, f, name=f'{name} {type(m).__name__}'.strip()) for name, m in named])
+        super().__init__([])
+        try:
+            for name, m in named:
+                self.items.append(Hook(m, f, name=f'{name} {type(m).__name__}'.strip()))
+        except BaseException:   # Ctrl-C in the middle
+            self.remove()
+            raise
 
     def __enter__(self): return self
     def __exit__(self, *args): self.remove()
@@ -168,7 +173,12 @@ class Hooks(ListContainer):
 
     @staticmethod
     def _remove(hooks):
-        for h in listify(hooks): h.remove()
+        hooks = listify(hooks)
+        try:
+            for h in hooks: h.remove()
+        except BaseException:   # Ctrl-C has to wait
+            for h in hooks: h.remove()
+            raise
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #e30f3af3
 def _shape(o):

@@ -658,3 +658,27 @@ def test_a_batch_or_a_parameter_that_is_not_finite():
     for _ in range(2):   # the layer is named, and not what it spoiled in the norm after it
         assert first_not_finite(model, x*100) == 'the output of layer 0 Linear'
         model(x*100)
+
+
+def test_ctrl_c_while_hooks_are_put_on_or_taken_off(monkeypatch):
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    def on(): return sum(len(m._forward_hooks) for m in model)
+    register, calls = nn.Module.register_forward_hook, []
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return register(self, *args, **kwargs)
+    monkeypatch.setattr(nn.Module, 'register_forward_hook', interrupted)
+    with pytest.raises(KeyboardInterrupt): Hooks(model, lambda *args: None)
+    assert on() == 0
+    monkeypatch.undo()
+
+    hooks = Hooks(model, lambda *args: None)
+    remove, calls = Hook.remove, []
+    def once(self):
+        calls.append(1)
+        if len(calls) == 2: raise KeyboardInterrupt
+        remove(self)
+    monkeypatch.setattr(Hook, 'remove', once)
+    with pytest.raises(KeyboardInterrupt): hooks.remove()
+    assert on() == 0
