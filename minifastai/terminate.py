@@ -9,7 +9,8 @@ __all__ = ['first_not_finite', 'TerminateOnNaNCallback', 'EarlyStoppingCallback'
 import math, warnings
 import torch
 from torch import Tensor, nn
-from .utils import check_count, load_plain_state, map_tensors, plain_state
+from .utils import (
+    all_tensors, check_count, load_plain_state, map_tensors, plain_state)
 from .batches import call_model
 from .callbacks import Callback, CancelTrainException
 from .learner import TrainEvalCallback
@@ -17,15 +18,6 @@ from .metrics import find_metric, metric_mode
 from .hooks import Hooks
 
 # %% ../nbs/09_checkpoints.ipynb #29a88eed
-def _tensors(o) -> list[Tensor]:
-    "List the tensors of a batch, nested in any way."
-    found:list[Tensor] = []
-    def note(t):
-        found.append(t)
-        return t
-    map_tensors(note, o)
-    return found
-
 def _numbers(t:Tensor) -> Tensor:
     "Get a tensor's numbers; of a sparse one, those that it holds."
     if t.layout is torch.strided: return t
@@ -33,7 +25,7 @@ def _numbers(t:Tensor) -> Tensor:
 
 def _all_finite(o) -> bool:
     "Are all tensors in `o` free of `nan` and infinity?"
-    return all(bool(_numbers(t).isfinite().all()) for t in _tensors(o))
+    return all(bool(_numbers(t).isfinite().all()) for t in all_tensors(o))
 
 def _first_bad_layer(model:nn.Module, xb) -> str|None:
     "Run `model` once more on `xb`, and find the first layer whose output isn't finite."
@@ -56,7 +48,7 @@ def _first_bad_item(x:Tensor) -> int:
 
 def _bad_input(xb) -> str:
     "Name the first item and the input in which a batch isn't finite, or ''."
-    inputs = _tensors(xb)
+    inputs = all_tensors(xb)
     for i, x in enumerate(inputs):
         if _all_finite(x): continue
         which = f", input {i} of {len(inputs)}" if len(inputs) > 1 else ''

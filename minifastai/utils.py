@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['listify', 'camel2snake', 'check_count', 'did_you_mean', 'describe', 'map_tensors',
-           'detached', 'first_tensor', 'batch_size', 'n_batches', 'stacked', 'BLUE', 'ORANGE',
-           'GREEN', 'rng_state', 'set_rng_state', 'loader_generators', 'n_params', 'device_of',
-           'kept_modes', 'to_plain', 'from_plain', 'plain_attrs', 'load_attrs', 'write_synced',
-           'fsync_folder', 'read_file', 'plain_names', 'plain_state', 'load_plain_state',
-           'fits_safetensors', 'weights_to_bytes', 'write_atomically', 'misfits', 'some_of']
+           'detached', 'all_tensors', 'first_tensor', 'batch_size', 'n_batches', 'stacked', 'BLUE',
+           'ORANGE', 'GREEN', 'rng_state', 'set_rng_state', 'loader_generators', 'n_params',
+           'device_of', 'kept_modes', 'to_plain', 'from_plain', 'plain_attrs', 'load_attrs',
+           'write_synced', 'fsync_folder', 'read_file', 'plain_names', 'plain_state',
+           'load_plain_state', 'fits_safetensors', 'weights_to_bytes', 'write_atomically',
+           'misfits', 'some_of']
 
 # %% ../nbs/modules/00-utils.ipynb #243677bb
 import copy, difflib, operator, os, random, re, stat, sys
@@ -110,16 +111,22 @@ def detached(
     return map_tensors(Tensor.detach, o)
 
 # %% ../nbs/00_data.ipynb #3c38bbd4
-def first_tensor(
+def all_tensors(
     o, # A batch, nested in any way
-) -> Tensor|None: # None if there is no tensor in it
-    "Find the first tensor in a batch."
+) -> list[Tensor]:
+    "List the tensors in a batch, in order."
     found:list[Tensor] = []
     def note(t):
         found.append(t)
         return t
     map_tensors(note, o)
-    return found[0] if found else None
+    return found
+
+def first_tensor(
+    o, # A batch, nested in any way
+) -> Tensor|None: # None if there is no tensor in it
+    "Find the first tensor in a batch."
+    return next(iter(all_tensors(o)), None)
 
 # %% ../nbs/00_data.ipynb #70d1d5dd
 def batch_size(
