@@ -26,8 +26,7 @@ def _check_targets(targets, logits:Tensor):
     "Raise a `ValueError` unless `targets` are labels (N,) or answers (N, C) that fit `logits`."
     if not isinstance(targets, Tensor):
         raise ValueError(f"The targets must be a tensor, not {type(targets).__name__}")
-    if targets.is_complex():
-        raise ValueError(f"The targets must be real numbers, not {targets.dtype}")
+    if targets.is_complex(): raise ValueError(f"The targets must be real, not {targets.dtype}")
     n, c = logits.shape
     look = targets.is_cpu and targets.numel() > 0 and not torch.compiler.is_compiling()
     if targets.shape == logits.shape:
@@ -46,11 +45,10 @@ def _check_targets(targets, logits:Tensor):
                          f"these go from {labels.min()} to {labels.max()}")
 
 # %% ../nbs/04b_softmax.ipynb #b04a0014
-def _check_pos_weight(pos_weight:Tensor, c:int):
-    "Raise a `ValueError` unless `pos_weight` has a number for each of `c` classes."
-    if pos_weight.shape != (c,):
-        raise ValueError(f"pos_weight must be of shape {(c,)}, a number for each class, "
-                         f"not {tuple(pos_weight.shape)}")
+def _check_one_each(name:str, t:Tensor, c:int):
+    "Raise a `ValueError` unless `t` has a number for each of `c` classes."
+    if t.shape != (c,):
+        raise ValueError(f"{name} needs a number for each of {c} classes, not {tuple(t.shape)}")
 
 # %% ../nbs/04b_softmax.ipynb #144a68ca
 def _as_binary(logits:Tensor, targets:Tensor) -> Tensor:
@@ -73,28 +71,25 @@ def binomial_loss(
     Raises a `ValueError` that says what doesn't fit. The values of the targets are checked only
     on the CPU, because elsewhere the program would have to wait for the device."""
     targets = _as_binary(logits, targets)
-    if pos_weight is not None: _check_pos_weight(pos_weight, logits.shape[1])
+    if pos_weight is not None: _check_one_each('pos_weight', pos_weight, logits.shape[1])
     return F.binary_cross_entropy_with_logits(logits, targets, reduction=reduction,
                                               pos_weight=pos_weight)
 
 # %% ../nbs/04b_softmax.ipynb #b04a0016
 def _check_threshold(threshold:Tensor, c:int):
     "Raise a `ValueError` unless `threshold` is a probability, or one for each of `c` classes."
-    if threshold.shape not in ((), (c,)):
-        raise ValueError(f"Pass one threshold, or a tensor of one for each of the {c} classes, "
-                         f"not of shape {tuple(threshold.shape)}")
+    if threshold.dim() > 0: _check_one_each('threshold', threshold, c)
     if not ((threshold > 0) & (threshold < 1)).all():
-        raise ValueError("A threshold must be a probability between 0 and 1, "
-                         f"not {threshold.tolist()}")
+        raise ValueError(f"A threshold must be between 0 and 1, not {threshold.tolist()}")
 
 def _check_decoding(logits:Tensor, names):
     "Raise a `ValueError` unless there is a name for each class, and no NaN in `logits`."
-    c, with_nan = logits.shape[1], logits.isnan().any(1).nonzero()
+    c = logits.shape[1]
     if names is not None and (not isinstance(names, Sequence) or len(names) != c):
         raise ValueError(f"{len(names)} names for {c} classes: pass a list with one for each")
-    if len(with_nan):
-        raise ValueError(f"Row {with_nan[0].item()} of the logits has NaN, so it has no answer: "
-                         "check the inputs and the weights")
+    rows = logits.isnan().any(1).nonzero()
+    if len(rows):
+        raise ValueError(f"Row {rows[0].item()} of the logits has NaN: check inputs and weights")
 
 # %% ../nbs/04b_softmax.ipynb #04534151
 def _above(logits:Tensor, threshold:float|Tensor) -> Tensor:

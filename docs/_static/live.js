@@ -89,12 +89,12 @@ const live = (() => {
         fish: { label: 'Added to the fish alone', min: -4, max: 4, step: 0.04, value: 0 } },
       draw({ temperature, constant, fish }, width) {
         const x = image.map((v, i) => (v + constant + (i === 3 ? fish : 0))/temperature), f = frame(30, 40, width - 12, 228, [0, 5], [0, 1.1], [], [0, 0.5, 1]), w = (f.x(1) - f.x(0))*0.43;
-        const both = [['softmax', softmax(x), 'bar'], ['binomial', binomial(x), 'outline']].map(([name, p, cls]) => ({ name, p, cls, sum: fixed(total(p)) }));
+        const both = [['softmax', softmax(x), 'bar'], ['sigmoid', binomial(x), 'outline']].map(([name, p, cls]) => ({ name, p, cls, sum: fixed(total(p)) }));
         const bars = both.flatMap(({ name, p, cls, sum }, k) => [rect(30 + k*155, 6, 14, 12, cls), text(50 + k*155, 16, `${name}, sum ${sum}`, 'start'), ...p.flatMap((v, i) => {
           const left = f.x(i + 0.5) + (k - 1)*w;
           return [rect(left, f.y(v), w, 228 - f.y(v), cls), text(left + w/2, f.y(v) - 4, fixed(v))];
         })]);
-        return [270, 'Softmax and binomial of five activations', both.map(({ name, p, sum }) => `${name}: ${classes.map((c, i) => `${c} ${fixed(p[i])}`).join(', ')}, in all ${sum}`).join('; ') + '.',
+        return [270, 'Softmax and sigmoid of five activations', both.map(({ name, p, sum }) => `${name}: ${classes.map((c, i) => `${c} ${fixed(p[i])}`).join(', ')}, in all ${sum}`).join('; ') + '.',
           ...f.parts, ...bars, ...classes.flatMap((name, i) => [text(f.x(i + 0.5), 246, name), text(f.x(i + 0.5), 264, fixed(x[i]))])];
       },
     },
