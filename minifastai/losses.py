@@ -48,7 +48,7 @@ def _check_targets(targets, logits:Tensor):
 def _check_one_each(name:str, t:Tensor, c:int):
     "Raise a `ValueError` unless `t` has a number for each of `c` classes."
     if t.shape != (c,):
-        raise ValueError(f"{name} needs shape {(c,)}, a number for each class, not {tuple(t.shape)}")
+        raise ValueError(f"{name} needs shape {(c,)}, one for each class, not {tuple(t.shape)}")
 
 # %% ../nbs/04b_softmax.ipynb #144a68ca
 def _as_binary(logits:Tensor, targets:Tensor) -> Tensor:
