@@ -41,9 +41,9 @@ class Claim(NamedTuple):
 
 PAGE = """# What the benchmarks printed
 
-Written by `make bench` on {date:%d %B %Y}: {machine}; PyTorch's version stands in each block. \
-Times differ from machine to machine and from run to run; the ratios are what to look at. \
-Where several numbers stand in brackets, they are quartiles.
+Written by `make bench` on {date:%d %B %Y}: {machine}; each block names PyTorch's version. \
+Times differ between machines and between runs, so look at the ratios. \
+Several numbers in brackets are quartiles.
 
 | claim | target | measured | reached |
 |---|---|---|---|
