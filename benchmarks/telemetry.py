@@ -1,7 +1,8 @@
 """What watching every layer costs: steps that `ActivationStats` watches against other steps.
 
 In a fit of chapter 06's network, `ActivationStats` watches every other batch, so that both kinds
-of steps see the same machine. The hooks stay attached all the time. As a check, we also time a fit without any hook.
+of steps see the same machine. The hooks stay attached all the time. As a check, we also time a fit
+without any hook.
 
 Run it with nothing else going on: python benchmarks/telemetry.py [--threads 1]
 """

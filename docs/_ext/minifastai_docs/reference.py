@@ -115,8 +115,8 @@ def page(module, built: str, methods: list[str]) -> list[str]:
 OVERVIEW = '''\
 .. py:module:: {package}
 
-The chapters export their code to these modules. Each module builds only on those above it.
-The :ref:`index <genindex>` lists all names.
+The chapters export their code to these modules. They are listed in the order of the chapters.
+The :ref:`index <genindex>` has all their names.
 
 .. py:module:: {package}.all
 
