@@ -177,7 +177,7 @@ def rng_state(
     These are Python's, NumPy's if NumPy is in use, PyTorch's on each device, and `generators`."""
     numpy = sys.modules['numpy'].random.get_state() if 'numpy' in sys.modules else None
     if numpy is not None: numpy = (numpy[0], numpy[1].tolist(), *numpy[2:])
-    # asking CUDA for its state would initialise it, and cost memory
+    # if CUDA isn't in use yet, asking for its state would initialise it and cost memory
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     return dict(python=random.getstate(), torch=torch.get_rng_state(), numpy=numpy, cuda=cuda,
@@ -205,7 +205,7 @@ def set_rng_state(
 # %% ../nbs/05_lr_finder.ipynb #6d2988ed
 def loader_generators(
     data, # A `DataBunch`
-) -> list[torch.Generator]:
+) -> list[torch.Generator]: # Each once
     "Find the random number generators of the data's loaders and samplers."
     found:list[torch.Generator] = []
     for dl in (data.train_dl, data.valid_dl):
