@@ -222,7 +222,7 @@ class DataBunch:
     """Training batches, validation batches, and the number of classes.
 
     If a batch is a tuple or list, its last element is the target. Each epoch iterates over the
-    loaders once. If a tensor has a NaN, an infinity or a label that is no class, a `ValueError`
+    loaders anew. If a tensor has a NaN, an infinity or a label that is no class, a `ValueError`
     names the first such item."""
     def __init__(self,
         train_dl,        # Training batches: a `DataLoader`, or any iterable of batches
@@ -297,7 +297,7 @@ def _check_items(what:str, ds, c:int|None):
 def _bad_items(ds, c:int|None) -> Iterator[tuple[int, str, str]]:
     """Find the items of `ds` that can't be used: number, input or target, and fault.
 
-    It looks into tensors, and into parts and sums of data sets that are made of tensors."""
+    It looks into tensors, and into subsets and concatenations of data sets made of tensors."""
     if _is_plain(ds, Subset): yield from _bad_items_of_subset(ds, c)
     elif _is_plain(ds, ConcatDataset):
         for start, part in zip([0, *ds.cumulative_sizes], ds.datasets):

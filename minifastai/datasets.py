@@ -31,7 +31,7 @@ def parse_idx(
     start = 4 + 4*ndim
     if len(content) < start:
         raise ValueError(f"{source}: truncated within its header: {len(content)} bytes, "
-                         f"but the header of {ndim} dimensions has {start}")
+                         f"but {ndim} dimensions need {start}")
     shape = tuple(int(n) for n in np.frombuffer(content[4:start], '>u4'))
     expected = start + math.prod(shape)*dtype.itemsize
     if len(content) != expected:
@@ -211,7 +211,7 @@ def _not_found(names:tuple[str, str], path:str|Path|None) -> str:
             f"on a machine that can reach {_MIRRORS[0]}, call {call} once: "
             f"it downloads the files into {_cache_dir()}"]
     if not is_test:
-        ways.append("use the embedded digits instead: get_data('digits'), "
+        ways.append("use scikit-learn's digits instead: get_data('digits'), "
                     "or set MINIFASTAI_DATASET=digits")
     number = 'Two' if is_test else 'Three'
     listed = [f"  {i}. {way}" for i, way in enumerate(ways, 1)]
@@ -223,7 +223,7 @@ def _get_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Get scikit-learn's handwritten digits, scaled to MNIST's size and range."
     try: from sklearn.datasets import load_digits
     except ImportError as e:
-        raise ImportError("The embedded digits are part of scikit-learn: "
+        raise ImportError("The digits are part of scikit-learn, which is not installed: "
                           "pip install 'minifastai[digits]'") from e
     x, y = load_digits(return_X_y=True)
     x = torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8)
