@@ -88,7 +88,7 @@ def test_attribute_errors():
     with raises("'int' object has no attribute 'missing'"): cb.ratio
     with raises("Neither Buggy nor its Runner has an attribute 'n_itre'. Did you mean 'n_iter'"):
         cb.n_itre
-    with raises('attached to its runner by `fit`'): Plain().loss
+    with raises("can't read 'loss' yet: `fit` attaches a callback to its runner"): Plain().loss
     with raises('no model yet'): Runner().model
     assert not hasattr(Runner(), 'model')
 
