@@ -236,7 +236,7 @@ def test_fit_checks_before_it_changes_anything():
     for args, message in (
         ((learn, 1), 'comes first'),
         ((1.0, learn), 'whole number'),
-        ((-1, learn), 'cannot be -1'),
+        ((-1, learn), 'is -1'),
         ((1, learn.model), "without 'model'"),
     ):
         with pytest.raises((TypeError, ValueError), match=message): run.fit(*args)
