@@ -74,7 +74,7 @@ def _check_handler(cb:Callback, k:str):
 
 # %% ../nbs/04c_loop.ipynb #3e0626a0
 def check_callback(
-    cb, # What somebody passed as a callback
+    cb, # Something passed as a callback
 ):
     "Refuse something that isn't a callback, or a callback with a mistake in it."
     if isinstance(cb, type):
@@ -95,7 +95,7 @@ def check_callback(
 
 # %% ../nbs/04c_loop.ipynb #f80e050c
 def check_callback_maker(
-    f, # What somebody passed among `cb_funcs`
+    f, # Something passed in `cb_funcs`
 ):
     "Refuse something that doesn't make a callback when it is called without arguments."
     makes = callable(f) and not isinstance(f, Callback)
@@ -187,7 +187,7 @@ def needs_closure(
     opt, # An optimizer
 ) -> bool: # True for `optim.LBFGS`
     "Find out whether `opt.step` needs a function that computes the loss and the gradients."
-    # of the class, since PyTorch's schedulers replace `opt.step` by a wrapper
+    # ask the class, because PyTorch's schedulers replace `opt.step` with a wrapper
     in_class = getattr(type(opt), 'step', None)
     step, first = (opt.step, ()) if in_class is None else (in_class, (opt,))
     try: signature = inspect.signature(step)
@@ -265,7 +265,7 @@ _ELSEWHERE = dict(
 def no_such_attribute(
     k:str, # A name that a `Learner` doesn't have
 ) -> str:
-    "Say what to write instead."
+    "Make an error message that says what to write instead."
     here = f"A Learner has no attribute {k!r}"
     if k in _ELSEWHERE: return f"{here}: write {_ELSEWHERE[k]}"
     own = ('model', 'opt', 'loss_func', 'data', 'predict', 'get_preds', 'save', 'load')
@@ -365,7 +365,7 @@ def _check_devices(run):
 
 # %% ../nbs/04c_loop.ipynb #85138465
 def _check_labels(run):
-    "Refuse a label for which the model has no score, and name the first one."
+    "Refuse labels that the model has no score for, and name the first one."
     pred, yb = run.pred, run.yb
     if not (isinstance(pred, Tensor) and isinstance(yb, Tensor)): return
     if pred.dim() < 2 or yb.is_floating_point(): return
