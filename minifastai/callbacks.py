@@ -120,7 +120,7 @@ EVENTS = MappingProxyType(dict(
 
 # %% ../nbs/04c_loop.ipynb #97b561ac
 def shadows(
-    cb:Callback, # A callback that has, or wants, an attribute of its own
+    cb:Callback, # A callback with an attribute of its own
     k:str,       # The attribute's name, which is also one of `RUN_ATTRS`
 ) -> str:
     "Say that the callback's attribute would hide the runner's, and what to write instead."

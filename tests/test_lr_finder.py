@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_callback, quiet_runner, tiny_learner
+from helpers import make_callback, quiet_runner, tiny_learner, Tracer
 from torch import nn, optim
 
 from minifastai.data import DataBunch, Dataset, get_dls
@@ -234,6 +234,16 @@ def test_a_callback_that_cancels_every_batch():
         def after_loss(self): raise CancelBatchException()
     with pytest.raises(ValueError, match='without a completed batch'):
         lr_find(tiny_learner(), cbs=Never())
+
+
+def test_the_finder_cancels_the_run_and_skips_validation():
+    "Not the epoch: the sweep goes through the data as often as it needs"
+    tracer = Tracer()
+    Runner([LR_Find(max_iter=8, max_lr=1e-3), tracer]).fit(1, tiny_learner(n_train=3))
+    assert tracer.trace.count('begin_epoch') == 3
+    assert tracer.trace.count('begin_batch') == 8   # none in validation
+    assert tracer.trace.count('after_cancel_train') == 1
+    assert 'after_cancel_epoch' not in tracer.trace
 
 
 def test_exactly_max_iter_steps():
