@@ -29,8 +29,8 @@ def _keep_modules(learn:Learner) -> Callable:
     modes = [(m, m.training) for m in modules]
     places = [(ns, k, t) for m in modules for ns in (m._parameters, m._buffers)
               for k, t in ns.items()]
-    own = [m for m in modules if type(m).get_extra_state is not nn.Module.get_extra_state]
-    extra = [(m, copy.deepcopy(m.get_extra_state())) for m in own]
+    extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules
+             if type(m).get_extra_state is not nn.Module.get_extra_state]
     def restore():
         for m, mode in modes: m.training = mode
         for namespace, k, t in places: namespace[k] = t
@@ -55,7 +55,7 @@ def _keep_tensors(learn:Learner) -> Callable:
             t.grad = grad
     return restore
 
-# %% ../nbs/05_lr_finder.ipynb #aa488017
+# %% ../nbs/05_lr_finder.ipynb #df91e80c
 def _keep_optimizer(learn:Learner) -> Callable:
     "Copy the optimizer's settings and state; return a function that restores them."
     opt = learn.opt
@@ -75,8 +75,8 @@ def _keep_random(learn:Learner) -> Callable:
     generators = loader_generators(learn.data)
     state = rng_state(generators)
     # loaders whose persistent workers haven't started yet
-    dls = (learn.data.train_dl, learn.data.valid_dl)
-    not_started = [dl for dl in dls if getattr(dl, '_iterator', learn) is None]
+    not_started = [dl for dl in (learn.data.train_dl, learn.data.valid_dl)
+                   if getattr(dl, '_iterator', learn) is None]
     def restore():
         set_rng_state(state, generators)
         for dl in not_started: dl._iterator = None
@@ -126,7 +126,7 @@ class _Sweep(Callback):
     def _reset(self):
         "Forget an earlier sweep."
         self.sweep_lrs, self.sweep_losses = [], []
-        self.stopped = ''
+        self.stopped = 'the sweep was cancelled'
         self.best_loss = math.inf
         self._average = _Average(self.beta)
         self._lr = self.min_lr
@@ -170,8 +170,7 @@ class _Sweep(Callback):
         "Is the smoothed loss over 10 times the best? (If it can be negative: has it risen so far?)"
         self.best_loss = best = min(self.best_loss, loss)
         if min(self.sweep_losses) > 0: return loss > 10*best
-        fall = self.sweep_losses[0] - best
-        return loss - best > 10*max(abs(best), abs(fall))
+        return loss - best > 10*max(abs(best), abs(self.sweep_losses[0] - best))
 
 # %% ../nbs/05_lr_finder.ipynb #385b0eb3
 class LRFindResult:
@@ -196,11 +195,11 @@ class LRFindResult:
         "Say why the curve can't be trusted and what to try, or nothing if it can."
         fall = first - min(self.smoothed)
         if fall <= 2*self._noise():
-            return ("the loss fell by no more than its noise. Try more steps, larger batches, or "
-                    "another range of rates")
+            return ("no suggestion, because the loss fell by no more than its noise. Try more "
+                    "steps, larger batches, or another range of rates")
         if min(self.losses) > 0 and fall < first/10:
-            return (f"the loss fell by only {fall/first:.0%}, too little to trust. Try more steps, "
-                    f"max_iter={10*len(self.lrs)} for example")
+            return (f"no suggestion, because the loss fell by only {fall/first:.0%}. Try more "
+                    f"steps, for example max_iter={10*len(self.lrs)}")
         return ''
 
     def _noise(self) -> float:
@@ -227,8 +226,7 @@ class LRFindResult:
 
     def __repr__(self):
         said = ', '.join(f'{k} {lr:.2g}' for k, lr in self.suggestions.items() if lr)
-        said = said or f'no suggestion: {self.advice}'
-        return f"lr_find: {len(self.lrs)} steps, {self.stopped}; {said}"
+        return f"lr_find: {len(self.lrs)} steps, {self.stopped}; {said or self.advice}"
 
     def plot(self,
         *,
@@ -239,11 +237,11 @@ class LRFindResult:
         if ax is None: _, ax = plt.subplots(figsize=(6, 3.5))
         ax.plot(self.lrs, self.losses, color='0.7', lw=1, label='loss of each step')
         ax.plot(self.smoothed_lrs, self.smoothed, color=BLUE, lw=2, label='smoothed')
-        for (name, lr), style in zip(self.suggestions.items(), ('o', 's', '^')):
+        styles = (('o', ORANGE), ('s', GREEN), ('^', GREEN))
+        for (name, lr), (marker, color) in zip(self.suggestions.items(), styles):
             if lr is None: continue
-            nearest = min(range(len(self.lrs)), key=lambda i: abs(self.smoothed_lrs[i]/lr - 1))
-            color = ORANGE if name == 'minimum' else GREEN
-            ax.plot(lr, self.smoothed[nearest], style, ms=9, color=color, label=f'{name}: {lr:.2g}')
+            i = min(range(len(self.lrs)), key=lambda i: abs(self.smoothed_lrs[i]/lr - 1))
+            ax.plot(lr, self.smoothed[i], marker, ms=9, color=color, label=f'{name}: {lr:.2g}')
         ax.set(xscale='log', xlabel='learning rate', ylabel='loss')
         # if the loss explodes, only what comes before is of interest
         low, high = min(self.losses), self.smoothed[0]
@@ -255,10 +253,9 @@ class LRFindResult:
 def _too_short(find:_Sweep) -> str:
     "Say why a sweep ended before its second step, and what to do."
     n = len(find.sweep_lrs)
-    why = find.stopped or 'the sweep was cancelled'
     if n == 0: advice = "This isn't the learning rate's fault: check the data and the model"
     else: advice = "One step was enough to ruin it: start from a smaller min_lr"
-    return f"lr_find: {why} at step {n + 1}, with a learning rate of {find._lr:.1g}. {advice}"
+    return f"lr_find: {find.stopped} at step {n + 1}, with learning rate {find._lr:.1g}. {advice}"
 
 # %% ../nbs/05_lr_finder.ipynb #5664e8a5
 def lr_find(
@@ -282,7 +279,7 @@ def lr_find(
     finally: snapshot.restore()
     if len(sweep.sweep_lrs) < 2: raise ValueError(_too_short(sweep))
     found = LRFindResult(sweep.sweep_lrs, sweep.sweep_losses, sweep.stopped, beta=beta)
-    if found.advice: warnings.warn(f'lr_find suggests nothing: {found.advice}', stacklevel=2)
+    if found.advice: warnings.warn(f'lr_find: {found.advice}', stacklevel=2)
     return found
 
 # %% ../nbs/05_lr_finder.ipynb #013583c9

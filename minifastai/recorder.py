@@ -87,7 +87,6 @@ class Recorder(Callback):
 
     def batch_rows(self) -> list[dict]:
         "Make a row for each batch: its number, the last group's learning rate, the loss."
-        if not self._losses: return []
         pairs = zip(self.lrs[-1] if self.lrs else [None]*len(self._losses), self.losses)
         return [dict(batch=i, lr=lr, loss=loss.item()) for i, (lr, loss) in enumerate(pairs)]
 
@@ -103,8 +102,7 @@ class Recorder(Callback):
         ax=None, # Matplotlib axes to draw on; by default new ones
     ): # The matplotlib axes
         "Draw the learning rate of each batch."
-        n = self._n_shown(0)
-        return _plot(range(n), self.lrs[pgid], 'batch', 'learning rate', ax)
+        return _plot(range(self._n_shown(0)), self.lrs[pgid], 'batch', 'learning rate', ax)
 
     def plot_loss(self,
         skip_last:int=0, # How many batches to skip at the end

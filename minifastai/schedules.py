@@ -214,7 +214,7 @@ class ParamScheduler(Callback):
     def state_dict(self):   # the keys differ from run to run
         return {k: v for k, v in super().state_dict().items() if k != '_keys'}
 
-# %% ../nbs/05_lr_finder.ipynb #30553cd3
+# %% ../nbs/05_lr_finder.ipynb #01a0e130
 _NO_POSITION = (
     "ParamScheduler: the training loader has no len(), so there is no position in training. Give "
     "the loader a __len__, or use LRSchedulerCallback, which counts steps")
@@ -225,12 +225,11 @@ def _check_scheds(scheds, pname:str, opt):
         if not callable(f):
             raise TypeError("ParamScheduler: a schedule is a function of the position, such as "
                             f"sched_no({f!r}), not {f!r}")
-    groups = opt.param_groups
-    if len(scheds) != len(groups):
+    if len(scheds) != len(opt.param_groups):
         raise ValueError(f"ParamScheduler got {len(scheds)} schedules for an optimizer with "
-                         f"{len(groups)} parameter groups. Pass a list with one for each, or a "
-                         "single schedule without a list")
-    for pg in groups:
+                         f"{len(opt.param_groups)} parameter groups. Pass a list with one for "
+                         "each, or a single schedule without a list")
+    for pg in opt.param_groups:
         if pname in pg: continue
         settings = ', '.join(k for k in pg if k != 'params')
         raise ValueError(f"ParamScheduler: {type(opt).__name__} has no setting {pname!r}; it has "

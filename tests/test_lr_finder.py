@@ -24,7 +24,7 @@ from minifastai.recorder import Recorder
 from minifastai.lr_finder import LR_Find, lr_find, LRFindResult
 
 # these sweeps are about other things than the suggestion
-pytestmark = pytest.mark.filterwarnings('ignore:lr_find suggests nothing')
+pytestmark = pytest.mark.filterwarnings('ignore:lr_find. no suggestion')
 
 # --- the finder leaves no trace
 
@@ -289,7 +289,7 @@ def test_no_suggestion_without_a_descent():
     flat = (2.3 + 0.01*torch.randn(100)).tolist()
     rising = [2. + i/50 for i in range(100)]
     assert set(result(lrs, flat).suggestions.values()) == {None}
-    assert 'no suggestion: the loss fell by only 1%' in repr(result(lrs, flat))
+    assert 'no suggestion, because the loss fell by only 1%' in repr(result(lrs, flat))
     assert result(lrs, rising).suggestion is None
     result(lrs, flat).plot()
 
@@ -321,7 +321,7 @@ def test_a_curve_that_only_dips_is_not_trusted(fall, trusted):
     found = result([*lrs, 20., 24.], losses)
     assert (found.suggestion is not None) == trusted
     assert bool(found.advice) != trusted
-    if not trusted: assert 'Try more steps, max_iter=1020' in found.advice
+    if not trusted: assert 'Try more steps, for example max_iter=1020' in found.advice
     # a loss that can be negative has no meaningful fraction: only its noise counts
     shifted = [loss - 2.3 for loss in losses]
     assert result([*lrs, 20., 24.], shifted).suggestion is not None
@@ -330,7 +330,7 @@ def test_a_curve_that_only_dips_is_not_trusted(fall, trusted):
 def test_a_warning_when_there_is_no_suggestion():
     learn = tiny_learner(loss_func=lambda p, y: F.cross_entropy(p, y)*1e-3 + 5)
     before = copy.deepcopy(learn.model.state_dict())
-    with pytest.warns(UserWarning, match='lr_find suggests nothing: the loss fell by') as caught:
+    with pytest.warns(UserWarning, match='lr_find: no suggestion, because') as caught:
         found = lr_find(learn, max_iter=30, max_lr=1.)
     assert caught[0].filename == __file__   # the warning names the caller's line
     assert found.suggestion is None
