@@ -1,7 +1,8 @@
-"""How long each chapter takes: to read, by its length, and to run, measured.
+"""How long each chapter takes to read and to run.
 
-python benchmarks/chapters.py NAME... runs the notebooks (all, without a name) on MNIST, without
-the cells marked slow or cuda, and writes what it found into their first cell and into the home
+The time to read is estimated from the length, the time to run is measured. python
+benchmarks/chapters.py NAME... runs these notebooks (without a name: all of them) on MNIST, without
+the cells marked slow or cuda. It writes the times into the notebooks' first cells and into the home
 page's table. Nothing else should run on the machine.
 """
 import argparse
@@ -20,7 +21,7 @@ from minifastai_docs.times import in_words, minutes  # noqa: E402
 
 
 def seconds_to_run(path:Path) -> float:
-    "Seconds from the first cell to the last one, the start of Python included"
+    "Measure the seconds to run a notebook, with the start of Python"
     command = [Path(sys.executable).with_name('nbdev-test'), path, '--flags', 'mnist']
     start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
@@ -29,7 +30,7 @@ def seconds_to_run(path:Path) -> float:
 
 
 def as_people_say(seconds:float) -> str:
-    "10, 20, ... 90 seconds, 2, 3, ... minutes"
+    "Return a time as people say it: 10, 20, ... 90 seconds, 2, 3, ... minutes"
     if seconds < 95: return f'{max(10, 10*round(seconds/10))} seconds'
     return f'{round(seconds/60)} minutes'
 
@@ -45,7 +46,7 @@ def rewrite(path:Path, change:Callable, n:int|None=None):
 
 
 def write_times(path:Path, home:Path, read:str, run:str):
-    "Put the times into a chapter's first cells, and into its row of the home page's table"
+    "Write the times into a chapter's first cells, and into its row in the home page's table"
     def in_chapter(lines):
         times = r'(\*\*Time:\*\*) .*? to read, .*? to run(?=[\s.(])'
         new = rf'\1 about {read} to read, {run} to run'

@@ -1,7 +1,8 @@
-"""What a checkpoint costs: to write it again and again, and to read it back.
+"""What a checkpoint costs, when it is written and when it is read back.
 
-Chapter 08's network, and one with 11 million weights, are trained with momentum. A copy is what it
-would take to write the same bytes to one file, without a hash and without waiting for the disk.
+We train chapter 08's network and one with 11 million weights, both with momentum, and write many
+checkpoints. A copy is the time to write the same bytes to one file, without a hash and without
+waiting for the disk.
 
 Run it with nothing else going on: python benchmarks/checkpoints.py [--threads 1]
 """
@@ -27,14 +28,14 @@ EVERY = 200   # steps from one checkpoint to the next
 
 
 class Clock(Callback):
-    "Seconds of each step, from the batch's begin until the gradients are used"
+    "Measures the seconds of each step, from the start of the batch until the step is made"
     def begin_fit(self): self.seconds = []
     def begin_batch(self): self.start = time.perf_counter()
     def after_step(self): self.seconds.append(time.perf_counter() - self.start)
 
 
 class Timed(CheckpointCallback):
-    "Notes how long each checkpoint takes"
+    "Measures how long each checkpoint takes"
     def begin_fit(self):
         self.seconds = []
         super().begin_fit()
@@ -46,7 +47,7 @@ class Timed(CheckpointCallback):
 
 
 def train(model, data, folder:Path) -> tuple[float, float]:
-    "Median seconds of a step, and of the checkpoint after it"
+    "Return the median seconds of a step, and of the checkpoint after it"
     opt = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     run = Runner([Clock(), Recorder(), AvgStatsCallback(accuracy), Timed(folder, every=1)])
     run.show_stats = lambda *stats: None
@@ -55,7 +56,7 @@ def train(model, data, folder:Path) -> tuple[float, float]:
 
 
 def seconds_to_copy(content:bytes, to:Path, times:int) -> float:
-    "Median seconds to write `content` to one file"
+    "Return the median seconds to write `content` to one file"
     seconds = []
     for _ in range(times):
         start = time.perf_counter()
@@ -65,7 +66,7 @@ def seconds_to_copy(content:bytes, to:Path, times:int) -> float:
 
 
 def seconds_to_read(folder:Path, last) -> float:
-    "Seconds to find the checkpoint `last` in `folder`, and to read all of it"
+    "Return the seconds to find the checkpoint `last` in `folder` and to read all of it"
     start = time.perf_counter()
     find_checkpoint(folder)
     last.weights()
@@ -87,7 +88,7 @@ def measure(name:str, model, data, times:int):
     print(f'{name:24} {size/1e6:7.2f} MB: written in {saved*1e3:7.1f} ms '
           f'(a copy {copied*1e3:.1f} ms), found and read in {read*1e3:.1f} ms; '
           f'a step takes {step*1e3:.1f} ms: every {EVERY} steps, {part:.1%} of the time')
-    claim(f"a checkpoint every {EVERY} steps ({name}), share of the steps' time", 0.02, part)
+    claim(f"a checkpoint every {EVERY} steps ({name}), fraction of the steps' time", 0.02, part)
 
 
 def main(times:int):

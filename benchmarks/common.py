@@ -1,4 +1,4 @@
-"What the benchmarks share: options, where they ran, medians with their spread, a loop by hand."
+"What the benchmarks share: options, the machine, medians with their spread, a loop by hand."
 import argparse
 import platform
 import statistics
@@ -13,9 +13,9 @@ from minifastai.cli import keep_freed_memory
 
 
 def options(doc:str, threads:int|None=None, **numbers:int) -> argparse.Namespace:
-    """The options of a script: `--threads`, and one for each of `numbers`, which are the defaults.
+    """Parse a script's options: `--threads`, and one for each of `numbers`, which has the defaults.
 
-    Sets PyTorch's threads, and has the C library keep its memory.
+    Also sets the number of PyTorch's threads, and makes the C library keep its memory.
     """
     p = argparse.ArgumentParser(description=doc.split('\n')[0])
     threads = threads or torch.get_num_threads()
@@ -31,7 +31,7 @@ def options(doc:str, threads:int|None=None, **numbers:int) -> argparse.Namespace
 
 
 def synchronize():
-    "Wait until the GPU, if there is one, has done what was asked of it"
+    "Wait until the GPU, if there is one, has finished its work"
     if torch.cuda.is_available(): torch.cuda.synchronize()
 
 
@@ -49,7 +49,7 @@ def where(*packages:str) -> str:
 
 
 def spread(values:list[float], form:str='.3f') -> str:
-    "The median, with the quartiles after it"
+    "Return the median, with the quartiles after it"
     quartiles = [values[0]]*3
     if len(values) > 1: quartiles = statistics.quantiles(values, n=4, method='inclusive')
     q1, q2, q3 = quartiles
@@ -57,20 +57,20 @@ def spread(values:list[float], form:str='.3f') -> str:
 
 
 def claim(name:str, target:float, value:float, how:str='<='):
-    "A line for the report's table: is `value` at most (at least) the target?"
+    "Print a line for the report's table: is `value` at most (or at least) the target?"
     print(f'=> {name} | {how} | {target:g} | {value:.4g}')
 
 
 def ratios(ours:list[float], theirs:list[float]) -> list[float]:
-    "Round by round, because both saw the same machine then"
+    "Divide round by round, because both sides of a round saw the same machine"
     return [a/b for a, b in zip(ours, theirs)]
 
 
 def by_hand(model, opt, batches, books:bool=True) -> list[float]|None:
-    """The loop that everybody is compared with: a pass over `batches`.
+    """Train on each of `batches`; the loop that all others are compared with.
 
-    With `books` it keeps the loss, accuracy and learning rate of each step, and gives the means
-    of the first two.
+    With `books`, it records the loss, accuracy and learning rate of each step, and returns the
+    mean loss and accuracy.
     """
     lrs, losses, accuracies, sizes = [], [], [], []
     for xb, yb in batches:
@@ -90,7 +90,7 @@ def by_hand(model, opt, batches, books:bool=True) -> list[float]|None:
 
 
 class Batches:
-    "A list of batches that notes when each was asked for"
+    "A list of batches that records when each one was requested"
     def __init__(self, batches:list):
         self.batches = batches
         self.asked = []
@@ -105,7 +105,7 @@ class Batches:
 
     @property
     def per_step(self) -> float:
-        """Seconds from one batch to the next, on average over the last pass.
+        """Return the mean seconds from one batch to the next in the last pass.
 
         A trainer need not ask for more batches than there are, so the end of the last step is
         not known.

@@ -1,10 +1,10 @@
 """What an epoch of chapter 07's network costs against the best loop that we can write by hand.
 
-MNIST's 50,000 training images (random pixels where MNIST is not there: the arithmetic is the same),
-batches of 512, a recorder, mean loss and accuracy on both sides; and what the data path costs
-alone. By hand: tensors that stay where they are, one indexing operation a batch, weights in
-channels_last. Ours: the lesson's lines, the model moved to channels_last by one more; and without
-that line. They take turns, an epoch each.
+Both sides train on MNIST's 50,000 training images in batches of 512, and keep a recorder and the
+mean loss and accuracy. Without MNIST we use random pixels, because the arithmetic is the same. The
+loop by hand leaves the tensors where they are, indexes once for each batch, and has its weights in
+channels_last. Our side has the lesson's lines, with one more line for channels_last, and once
+without it. They take turns, an epoch each. We also time the data path alone.
 
 Run it with nothing else going on: python benchmarks/epoch.py
 """
@@ -30,7 +30,7 @@ BS = 512
 
 
 def hand(x, y):
-    "A function that trains an epoch by hand"
+    "Make a function that trains an epoch by hand"
     x = x.view(-1, 1, 28, 28)
     model = get_cnn_model(DataBunch([(x, y)], c=10), NFS, conv_layer, n_in=1)
     model.to(x.device, memory_format=torch.channels_last)
@@ -40,7 +40,7 @@ def hand(x, y):
 
 
 def indexed(x, y):
-    "The shortest way to shuffled batches"
+    "Yield shuffled batches in the shortest way"
     return ((x[i], y[i]) for i in torch.randperm(len(x), device=x.device).split(BS))
 
 
@@ -51,7 +51,7 @@ def loader(x, y):
 
 
 def ours(x, y, channels_last:bool):
-    "A function that trains an epoch as the lesson does"
+    "Make a function that trains an epoch as the lesson does"
     cbs = [Recorder, partial(AvgStatsCallback, accuracy), CudaCallback,
            partial(BatchTransformXCallback, view_tfm(1, 28, 28))]
     learn, run = get_learn_run(NFS, DataBunch(loader(x, y), c=10), 0.1, conv_layer, cbs=cbs)
@@ -68,7 +68,7 @@ def seconds(f) -> float:
 
 
 def training_set():
-    "MNIST's training images and labels, or random ones, on the fastest device"
+    "Return MNIST's training images and labels, or random ones, on the fastest device"
     try:
         x, y, *_ = get_data('mnist', download=False)
         x, _ = normalize_to(x, x[:2])
@@ -77,7 +77,7 @@ def training_set():
 
 
 def epochs(x, y, rounds:int) -> dict[str, list[float]]:
-    "Seconds of each epoch by trainer, after a round that warms up"
+    "Return the seconds of each epoch by trainer, after a warm-up round"
     fits = {
         'by hand': hand(x, y),
         'ours': ours(x, y, True),
@@ -96,7 +96,7 @@ def through(batches):
 
 
 def data_path(x, y, epoch:list[float]):
-    "Print what a pass over the batches costs, against plain indexing and our `epoch`"
+    "Print what a pass over the batches costs, compared with plain indexing and our `epoch`"
     dl = loader(x, y)
     pairs = [(seconds(lambda: through(dl)), seconds(lambda: through(indexed(x, y))))
              for _ in range(12)]

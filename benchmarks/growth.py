@@ -1,8 +1,8 @@
-"""How the cost of a step grows: with width, with callbacks, with hooked layers.
+"""How the cost of a step grows with width, with callbacks, and with hooked layers.
 
-Ours against a loop by hand for the model's width; for callbacks that listen to every event of a
-step, and for layers whose activations are measured, what each one adds. One thread; neighbours in
-time are compared.
+For the model's width, we compare our loop with a loop by hand. For callbacks that listen to every
+event of a step, and for layers whose activations are measured, we print what each one adds. All
+runs have one thread, and we compare runs that come right after each other.
 
 Run it with nothing else going on: python benchmarks/growth.py
 """
@@ -37,7 +37,7 @@ def runner(model, batches, cbs=()):
 
 
 def turns(makers, batches, rounds) -> list[list[float]]:
-    "Seconds a step of each, round by round"
+    "Return the seconds of a step for each, round by round"
     loaders = [Batches(batches) for _ in makers]
     fits = [make(loader) for make, loader in zip(makers, loaders)]
     found = []
@@ -51,7 +51,7 @@ def per_second(seconds:list[float]) -> str: return f'{1/statistics.median(second
 
 
 def added(more:list[float], less:list[float], n:int, form:str) -> str:
-    "Microseconds that each of `n` things adds"
+    "Return the microseconds that each of `n` things adds"
     return spread([1e6*(a - b)/n for a, b in zip(more, less)], form)
 
 

@@ -1,6 +1,6 @@
 """How much longer `import torch` takes with the package's modules, and with `minifastai.all`.
 
-Each import has a fresh interpreter; they take turns. `minifastai.all` adds pyplot.
+Each import has a fresh interpreter, and they take turns. `minifastai.all` also imports pyplot.
 
 Run it with nothing else going on: python benchmarks/imports.py
 """
@@ -29,7 +29,7 @@ def differences(a:list[float], b:list[float]) -> list[float]: return [x - y for 
 
 
 def measure(rounds:int) -> dict[str, list[float]]:
-    "Seconds of each import, round by round; the first round, left out, fills the disk's cache"
+    "Return the seconds of each import, round by round, after one that fills the disk's cache"
     times = {name: [] for name in CASES}
     for i in range(rounds + 1):
         for name, code in CASES.items():
@@ -39,7 +39,7 @@ def measure(rounds:int) -> dict[str, list[float]]:
 
 
 def slowest(code:str, n:int=6) -> list[tuple[int, str]]:
-    "Microseconds and names of the modules after torch that take longest by themselves"
+    "Return times (us) and names of the modules after torch that take longest by themselves"
     own = python('-X', 'importtime', '-c', code).stderr
     rows = [line.removeprefix('import time:').split('|') for line in own.splitlines()[1:]]
     names = [name for _, _, name in rows]

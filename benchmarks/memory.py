@@ -1,7 +1,8 @@
 """How much memory an epoch of chapter 07's network takes, ours against a loop written by hand.
 
-Both keep a record and averages, each in a process of its own. The peak is the largest resident set
-during the epoch less that before it (on a GPU: the peak that PyTorch's allocator saw).
+Both sides keep a record and averages, and each has its own process. The peak is the largest
+resident set during the epoch minus the one before it. On a GPU, it's the peak of PyTorch's
+allocator.
 
 python benchmarks/memory.py
 """
@@ -20,13 +21,13 @@ from minifastai.device import default_device
 
 
 def resident() -> int:
-    "Bytes of this process that are in memory now"
+    "Return this process's bytes in memory"
     if sys.platform != 'linux': return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open('/proc/self/statm') as f: return int(f.read().split()[1])*resource.getpagesize()
 
 
 class Watch(threading.Thread):
-    "Notes the largest resident set while a `with` block runs"
+    "Records the largest resident set while a `with` block runs"
     def __init__(self):
         super().__init__()
         self.done = threading.Event()
@@ -47,7 +48,7 @@ class Watch(threading.Thread):
 
 
 def peak(kind:str) -> float:
-    "MiB that two epochs add"
+    "Return the MiB that two epochs add"
     device = default_device()
     on_gpu = device.type == 'cuda'
     x = torch.randn(20_000, 784, device=device)
@@ -64,7 +65,7 @@ def peak(kind:str) -> float:
 
 
 def measure(kind:str) -> float:
-    "MiB that two epochs of a fresh process add"
+    "Return the MiB that two epochs add in a fresh process"
     command = [sys.executable, __file__, '--only', kind]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 

@@ -1,10 +1,10 @@
 """What the norms cost: a step of each against a step of PyTorch's.
 
-Forward and backward passes of `RunningBatchNorm` against `nn.BatchNorm2d`, of the same arithmetic
-left to autograd, of a `torch.autograd.Function` without any arithmetic, and of ours from scratch
-against PyTorch's. The two layers of each pair take turns step by step, so that both see the same
-machine; each time is a median, with gradients for inputs and parameters, which are cleared before
-each step.
+We time forward and backward passes of `RunningBatchNorm` against `nn.BatchNorm2d`. For comparison,
+we also time the same arithmetic with gradients by autograd, a `torch.autograd.Function` without any
+arithmetic, and each of our norms from scratch against PyTorch's. The two layers of a pair take
+turns step by step, so that both see the same machine. Each time is a median. It includes gradients
+for inputs and parameters, which are cleared before each step.
 
 Run it with nothing else going on: python benchmarks/norms.py [--threads 1]
 """
@@ -30,7 +30,7 @@ WARM_UP = 20   # steps
 
 
 class Plain(RunningBatchNorm):
-    "The same statistics, and all gradients by autograd"
+    "The same statistics, with all gradients by autograd"
     def _normalize(self, x, mults, adds):
         n = x.numel()//self.nf
         mom = 1 - (1-self.mom)/(max(len(x)-1, 1))**0.5
@@ -47,7 +47,7 @@ class Plain(RunningBatchNorm):
 
 
 class _JustBatchNorm(torch.autograd.Function):
-    "Nothing but PyTorch's batch norm kernels: what it costs that Python calls them"
+    "Only PyTorch's batch norm kernels, to see what calling them from Python costs"
     @staticmethod
     def forward(ctx, x, mults, adds, means, vars):
         y, *stats = torch.native_batch_norm(x, mults, adds, means, vars, True, 0.1, 1e-5)
@@ -63,24 +63,24 @@ class _JustBatchNorm(torch.autograd.Function):
 
 
 class Bare(RunningBatchNorm):
-    "The least that a norm with a Function of its own can cost: one without any arithmetic"
+    "A norm whose Function does no arithmetic: no norm with a Function can cost less"
     def _normalize(self, x, mults, adds):
         return _JustBatchNorm.apply(x, mults, adds, self.means, self.vars)
 
 
 def n_steps(n:int) -> int:
-    "How many steps to time on `n` numbers"
+    "Return how many steps to time on `n` numbers"
     if n > 10**6: return 60
     return 300 if n > 10**5 else 2000
 
 
 def wait(x):
-    "Wait for the GPU if `x` is there; cheap otherwise, because it is part of what is timed"
+    "Wait for the GPU if `x` is on one; otherwise cheap, because it is timed too"
     if x.is_cuda: torch.cuda.synchronize()
 
 
 def seconds(layer, x, g) -> float:
-    "Seconds of a forward and backward pass"
+    "Return the seconds of a forward and backward pass"
     for p in (x, *layer.parameters()): p.grad = None
     wait(x)
     start = time.perf_counter()
@@ -90,7 +90,7 @@ def seconds(layer, x, g) -> float:
 
 
 def clock(layers:list, shape:tuple, device) -> list[float]:
-    "Median seconds of a forward and backward pass of each layer"
+    "Return the median seconds of a forward and backward pass, for each layer"
     x = torch.randn(shape, device=device, requires_grad=True)
     g = torch.randn(shape, device=device)
     rounds = [[seconds(layer, x, g) for layer in layers]

@@ -1,7 +1,7 @@
 """What chapter 08's recipes reach on MNIST's validation split, over several seeds, and how soon.
 
-Seconds are those of the training batches; validation and the views of each image come on top, once,
-at the end. On a GPU, a first run of the recipe warms up.
+The seconds are those of the training batches. Validation and the augmentation views are not
+included: they come once, at the end. On a GPU, a first run of the recipe warms up.
 
 Run it with nothing else going on: python benchmarks/recipes.py [--seeds 5] [--eight 0]
 """
@@ -20,7 +20,7 @@ from minifastai.recipes import RECIPES
 
 
 class TrainingTime(Callback):
-    "Seconds spent in training batches"
+    "Measures the seconds spent in training batches"
     _order = -10
     seconds = 0.
 
@@ -33,14 +33,14 @@ class TrainingTime(Callback):
 
 
 class Result(NamedTuple):
-    "Accuracies on the validation set, from one view of an image and from several, and the time"
+    "Validation accuracy with one view of an image and with several, and the training time"
     plain: float
     viewed: float
     seconds: float
 
 
 def datasets(device) -> tuple[Dataset, Dataset]:
-    "MNIST's images (N, 1, 28, 28) to train on and to validate on, on `device`"
+    "Return MNIST's training and validation data sets, images (N, 1, 28, 28), on `device`"
     x_train, y_train, x_valid, y_valid = get_data('mnist', download=False)
     pairs = zip(normalize_to(x_train, x_valid), (y_train, y_valid))
     return tuple(Dataset(x.view(-1, 1, 28, 28).to(device), y.to(device)) for x, y in pairs)
@@ -60,7 +60,7 @@ def train(recipe, train_ds, valid_ds, seed:int) -> Result:
 
 
 def report(name:str, results:list[Result], target:float):
-    "Print what the runs of a recipe reached on average"
+    "Print the means over a recipe's runs"
     plain, viewed, seconds = zip(*results)
     n = len(results)
     mean = statistics.mean(viewed)

@@ -1,8 +1,8 @@
 """Runs the benchmarks and writes what they print to benchmarks/results.md.
 
-With it go the machine, the versions, the date, and a table of the claims. python
-benchmarks/report.py runs those that fit in five minutes; python benchmarks/report.py --all trains
-chapter 08's recipes as well, which takes a quarter of an hour. Nothing else should run on the
+The page also has the machine, the versions, the date, and a table of the claims. python
+benchmarks/report.py runs the benchmarks that fit in five minutes. python benchmarks/report.py --all
+also trains chapter 08's recipes, which takes a quarter of an hour. Nothing else should run on the
 machine.
 """
 import argparse
@@ -33,7 +33,7 @@ class Claim(NamedTuple):
     value: str
 
     def row(self) -> str:
-        "The claim as a row of the table"
+        "Return the claim as a row of the table"
         limit, reaches = LIMITS[self.how]
         reached = 'yes' if reaches(float(self.value), float(self.target)) else '**no**'
         return f"| {self.name} | {limit} {self.target} | {self.value} | {reached} |"
@@ -41,9 +41,9 @@ class Claim(NamedTuple):
 
 PAGE = """# What the benchmarks printed
 
-Written by `make bench` on {date:%d %B %Y}: {machine}; PyTorch's version stands in each block. \
-Times differ from machine to machine and from run to run; the ratios are what to look at. \
-Where several numbers stand in brackets, they are quartiles.
+Written by `make bench` on {date:%d %B %Y}: {machine}; each block names PyTorch's version. \
+Times differ between machines and between runs, so look at the ratios. \
+Several numbers in brackets are quartiles.
 
 | claim | target | measured | reached |
 |---|---|---|---|
@@ -54,7 +54,7 @@ Where several numbers stand in brackets, they are quartiles.
 
 
 def processor() -> str:
-    "The processor's name, as far as the system tells"
+    "Return the processor's name, if the system tells"
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: lines = []
     names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
@@ -67,15 +67,15 @@ def machine() -> str:
 
 
 def heading(script:str) -> str:
-    "A script's heading, and below it the first two paragraphs of its docstring"
+    "Return a script's heading, and below it the second paragraph of its docstring"
     doc = ast.get_docstring(ast.parse((HERE/script).read_text()))
     title, description, *_ = (' '.join(part.split('\n')) for part in doc.split('\n\n'))
     subject = title.split(':')[0].rstrip('.')
-    return f'## {subject}: `python benchmarks/{script}`\n{title} {description}'
+    return f'## {subject}: `python benchmarks/{script}`\n\n{description}'
 
 
 def measure(script:str) -> tuple[list[Claim], str]:
-    "The claims that a script prints, and the rest"
+    "Run a script; return the claims that it prints, and the rest"
     start = time.perf_counter()
     done = subprocess.run([sys.executable, HERE/script], capture_output=True, text=True)
     if done.returncode: sys.exit(f'{script} failed:\n{done.stderr}')
@@ -107,5 +107,5 @@ def main(scripts:list[str]):
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--all', action='store_true', help='with the long ones')
+    p.add_argument('--all', action='store_true', help='also run the long ones')
     main(QUICK + LONG*p.parse_args().all)

@@ -1,11 +1,11 @@
-"""What a training step costs beside its arithmetic, against a loop written by hand.
+"""What a training step costs besides its arithmetic, against a loop written by hand.
 
-Our loop, skorch, pytorch-ignite, Lightning and fastai: a 784-50-10 network, batches of 64, one
-thread, the same batches for all. Everybody keeps the same books: mean loss and accuracy of the
-epoch, and (we and the loop by hand) loss and learning rate of each step. Ours is timed with no
-callback and with ten as well, against a loop without books. Trainers take turns, an epoch each, and
-each ratio is that of two neighbours in time. Peers that are not installed
-(pip install 'minifastai[bench]') are left out.
+We compare our loop, skorch, pytorch-ignite, Lightning and fastai. All train a 784-50-10 network in
+batches of 64, with one thread and the same batches. All compute the epoch's mean loss and accuracy.
+Our loop and the loop by hand also record the loss and the learning rate of each step. We also time
+our loop with no callback and with ten, against a loop that records nothing. Trainers take turns, an
+epoch each, and each ratio compares two epochs that come right after each other. Trainers that
+aren't installed (pip install 'minifastai[bench]') are skipped.
 
 Run it with nothing else going on: python benchmarks/steps.py
 """
@@ -95,7 +95,7 @@ def ignite(batches):
 
 
 def lightning_module():
-    "The network as Lightning wants it"
+    "Make the network in the form that Lightning needs"
     import lightning as L
     import torchmetrics
 
@@ -172,7 +172,7 @@ WARM_UP = 2   # rounds
 
 
 def trainers(batches) -> dict[str, list[tuple]]:
-    "For each pair that is installed, two functions that train an epoch, each with its loader"
+    "Return, for each installed pair, two functions that train an epoch, and their loaders"
     fits = {}
     for name, makers in PAIRS.items():
         loaders = [Batches(batches), Batches(batches)]
@@ -182,7 +182,7 @@ def trainers(batches) -> dict[str, list[tuple]]:
 
 
 def measure(fits, rounds:int) -> dict[str, tuple[list[float], list[float]]]:
-    "Seconds a step of both trainers of each pair, round by round"
+    "Return the seconds of a step for both trainers of each pair, round by round"
     seconds = {name: ([], []) for name in fits}
     for i in range(WARM_UP + rounds):
         for name, pair in fits.items():

@@ -1,7 +1,8 @@
-"""What watching every layer costs: steps that `ActivationStats` watches against others.
+"""What watching every layer costs: steps that `ActivationStats` watches against other steps.
 
-In a fit of chapter 06's network every other batch is watched, so that both kinds see the same
-machine; the hooks are attached throughout. As a check, a fit without any hook is timed as well.
+In a fit of chapter 06's network, `ActivationStats` watches every other batch, so that both kinds
+of steps see the same machine. The hooks stay attached all the time. As a check, we also time a fit
+without any hook.
 
 Run it with nothing else going on: python benchmarks/telemetry.py [--threads 1]
 """
@@ -29,7 +30,7 @@ WARM_UP = 20   # steps
 
 
 class Clock(Callback):
-    "Seconds of each batch"
+    "Measures the seconds of each batch"
     _order = 100
     def __init__(self): self.seconds = []
 
@@ -43,7 +44,7 @@ class Clock(Callback):
 
 
 def fit(data, layer, kwargs, cbs) -> list[float]:
-    "Seconds of each step of a fit, after those that warm up"
+    "Return the seconds of each step of a fit, after the warm-up"
     torch.manual_seed(0)
     model = get_cnn_model(data, [8, 16, 32, 32], layer, n_in=1, **kwargs).to(default_device())
     opt = optim.SGD(model.parameters(), lr=0.01)

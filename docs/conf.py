@@ -26,7 +26,7 @@ extensions = [
     'sphinx_copybutton', 'minifastai_docs', 'sphinxext.opengraph']
 exclude_patterns = ['outputs']
 
-# Notebooks: shown with the outputs they hold, executed never
+# Notebooks: shown with their stored outputs, never executed
 nb_execution_mode = 'off'
 nb_render_markdown_format = 'myst'   # an output in Markdown may be a table
 myst_enable_extensions = ['amsmath', 'dollarmath', 'html_image']
@@ -36,11 +36,11 @@ copybutton_selector = '.highlight pre:not(.cell_output pre)'
 copybutton_prompt_text = r'>>> |\.\.\. |\$ '
 copybutton_prompt_is_regexp = True
 
-# Reference: what the package says of itself
+# Reference: made from the package's docstrings
 autodoc_member_order = 'bysource'
-autodoc_inherit_docstrings = False   # or every `forward` repeats the manual of nn.Module
+autodoc_inherit_docstrings = False   # otherwise every `forward` repeats nn.Module's docstring
 autodoc_preserve_defaults = True
-autodoc_typehints = 'description'    # types beside the descriptions, so that signatures stay short
+autodoc_typehints = 'description'    # types next to the descriptions, so that signatures stay short
 autoclass_content = 'both'           # ... for classes too
 autodoc_typehints_format = 'short'
 autodoc_default_options = {'members': True, 'undoc-members': True}
@@ -66,15 +66,15 @@ html_theme_options = dict(
         colab_url='https://colab.research.google.com',
         binderhub_url='https://mybinder.org',
         notebook_interface='jupyterlab'),
-    # accessible, and its comments do not outshine the code
+    # accessible, and comments don't outshine the code
     pygments_dark_style='github-dark-high-contrast',
     home_page_in_toc=True,
     show_toc_level=2,
     navbar_persistent=[])   # the sidebar has the search already
 
-# What a link to a page shows elsewhere
+# Previews of links to a page, in other places
 ogp_site_url = html_baseurl
 ogp_site_name = project
 ogp_social_cards = dict(line_color='#0072b2', image_mini=str(docs/'_static'/'logo.png'))
-# The cards' font has one weight only, and that is no matter
+# The cards' font has only one weight: ignore the warning
 logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)

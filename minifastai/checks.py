@@ -44,7 +44,7 @@ def suggest_event(
 
 # %% ../nbs/04c_loop.ipynb #8440e311
 def _attributes(cb:Callback) -> dict[str, object]:
-    "What `cb` and its classes other than `Callback` define, by name."
+    "Collect by name what `cb` and its classes, other than `Callback`, define."
     classes = [cls for cls in reversed(type(cb).__mro__) if cls not in (Callback, object)]
     return {k: v for ns in (*map(vars, classes), vars(cb)) for k, v in ns.items()}
 
@@ -65,7 +65,7 @@ def _check_handler(cb:Callback, k:str):
     f = getattr(cb, k)
     if not callable(f): raise TypeError(f"{what} has to be a method: an event calls it")
     if inspect.isgeneratorfunction(f) or inspect.iscoroutinefunction(f):
-        raise TypeError(f"{what} is a generator or coroutine: calling it would run nothing of it")
+        raise TypeError(f"{what} is a generator or coroutine: calling it would run no code")
     try: inspect.signature(f).bind()
     except ValueError: pass   # some functions written in C have no signature
     except TypeError:
@@ -74,9 +74,9 @@ def _check_handler(cb:Callback, k:str):
 
 # %% ../nbs/04c_loop.ipynb #3e0626a0
 def check_callback(
-    cb, # What somebody passed as a callback
+    cb, # Something passed as a callback
 ):
-    "Refuse what is no callback, or one that can't do what its author meant."
+    "Refuse something that isn't a callback, or a callback with a mistake in it."
     if isinstance(cb, type):
         name = cb.__name__
         raise TypeError(f"cbs holds the class {name}: pass an object, cbs=[{name}()], "
@@ -95,9 +95,9 @@ def check_callback(
 
 # %% ../nbs/04c_loop.ipynb #f80e050c
 def check_callback_maker(
-    f, # What somebody passed among `cb_funcs`
+    f, # Something passed in `cb_funcs`
 ):
-    "Refuse what makes no callback when it is called without arguments."
+    "Refuse something that doesn't make a callback when it is called without arguments."
     makes = callable(f) and not isinstance(f, Callback)
     try: makes = makes and bool(inspect.signature(f).bind() or True)
     except TypeError: makes = False
@@ -122,8 +122,8 @@ def check_names(
         taken = not isinstance(vars(run).get(name, cb), Callback)
         if name in RUN_ATTRS or hasattr(type(run), name) or taken:
             raise ValueError(
-                f"A callback of class {kind} would be named {name!r}, which is already the name "
-                "of something of the runner's: give it another name (cb.name = '...')")
+                f"A callback of class {kind} would be named {name!r}, but the runner already has "
+                "an attribute of this name: give it another name (cb.name = '...')")
         names[name] = cb
     return names
 
@@ -132,22 +132,22 @@ def check_seams(
     seam:str,              # One of `SEAMS`
     takers:list[Callback], # The callbacks that have a method of this name
 ):
-    "Refuse two callbacks that want to do the same thing in their own way."
+    "Refuse two callbacks that take over the same seam."
     for cb in takers: _check_handler(cb, seam)
     if len(takers) < 2: return
     first, second = (type(cb).__name__ for cb in takers[:2])
-    raise ValueError(f"Both {first} and {second} want to do {seam!r} in their own way, and only "
-                     f"one can: leave one out, or write one {seam} that does both")
+    raise ValueError(f"Both {first} and {second} have a method {seam!r}, and only one can take it "
+                     f"over: leave one of them out, or write one {seam} that does both")
 
 # %% ../nbs/04c_loop.ipynb #228e5510
 def gradients_anew(
     handler:Callable, # A handler of `begin_step`
 ) -> RuntimeError: # To be raised
-    "Explain that a step which computes gradients anew would undo what a callback did to them."
+    "Explain that this kind of step would undo what a callback did to the gradients."
     who = type(getattr(handler, '__self__', handler)).__name__
     return RuntimeError(
         f"{who} listens to begin_step, where the gradients are complete, but this kind of step "
-        f"computes them anew, which would undo what {who} does: leave one of the two out")
+        f"computes them again, which would undo what {who} does: leave one of the two out")
 
 # %% ../nbs/04c_loop.ipynb #24b84be1
 def check_learner(
@@ -156,17 +156,17 @@ def check_learner(
     loss_func, # What it was given as its loss function
     data,      # What it was given as its data
 ):
-    "Refuse what can't be trained, and say which of the four arguments is wrong."
+    "Refuse arguments that can't be trained with, and say which of the four is wrong."
     def refuse(what, o, why):
         signature = "Learner(model, opt, loss_func, data)"
         raise TypeError(f"{signature}: {what} is a {type(o).__name__}{why}")
     for what, o in dict(model=model, opt=opt, loss_func=loss_func).items():
         if isinstance(o, type): refuse(what, o, f": pass an object, as {o.__name__}(...) makes one")
-    if not callable(model): refuse('model', model, ", and cannot be called")
+    if not callable(model): refuse('model', model, ", which can't be called")
     if not (hasattr(opt, 'step') and hasattr(opt, 'zero_grad')):
-        refuse('opt', opt, ", and no optimizer")
+        refuse('opt', opt, ", which is not an optimizer")
     if not (loss_func is None or callable(loss_func)):
-        refuse('loss_func', loss_func, ", and cannot be called")
+        refuse('loss_func', loss_func, ", which can't be called")
     if not (hasattr(data, 'train_dl') and hasattr(data, 'valid_dl')):
         refuse('data', data, ": put the loaders into a DataBunch(train_dl, valid_dl)")
     needs_closure(opt)
@@ -179,15 +179,15 @@ def check_learner(
 # %% ../nbs/04c_loop.ipynb #1bd17500
 def grouped_params(
     opt, # An optimizer
-) -> list[Tensor]: # None of a wrapper that has no `param_groups`
+) -> list[Tensor]: # Empty for a wrapper without `param_groups`
     "List the parameters that an optimizer changes."
     return [p for pg in getattr(opt, 'param_groups', ()) for p in pg['params']]
 
 def needs_closure(
     opt, # An optimizer
 ) -> bool: # True for `optim.LBFGS`
-    "Find out whether `opt.step` has to be given a function that computes loss and gradients."
-    # of the class, since PyTorch's schedulers replace `opt.step` by a wrapper
+    "Find out whether `opt.step` needs a function that computes the loss and the gradients."
+    # ask the class, because PyTorch's schedulers replace `opt.step` with a wrapper
     in_class = getattr(type(opt), 'step', None)
     step, first = (opt.step, ()) if in_class is None else (in_class, (opt,))
     try: signature = inspect.signature(step)
@@ -196,15 +196,15 @@ def needs_closure(
         try: signature.bind(*first, *args)
         except TypeError: continue
         return needed
-    raise TypeError(f"Learner: {type(opt).__name__}.step{signature} cannot be called without "
-                    "arguments, or with a closure")
+    raise TypeError(f"Learner: {type(opt).__name__}.step{signature} cannot be called, either "
+                    "without arguments or with a closure")
 
 # %% ../nbs/04c_loop.ipynb #68bd4511
 def warn_untrained(
     learn, # A `Learner`
     cbs,   # Callbacks, which may have optimizers of their own
 ):
-    "Warn of parameters that get gradients, but that no optimizer changes."
+    "Warn about parameters that get gradients, but that no optimizer changes."
     if not isinstance(learn.model, nn.Module) or not hasattr(learn.opt, 'param_groups'): return
     own = [v for cb in cbs for v in vars(cb).values() if isinstance(v, optim.Optimizer)]
     trained = {id(p) for opt in (learn.opt, *own) for p in grouped_params(opt)}
@@ -220,7 +220,7 @@ def warn_untrained(
 def no_batches(
     what:str, # 'train_dl' or 'valid_dl'
 ) -> str:
-    "Say that a loader yields no batch, and why that may be."
+    "Say that a loader yields no batch, and list the usual reasons."
     return (f"{what} yields no batch: is the data set empty, smaller than a batch that has to be "
             "full (drop_last), or an iterator that has been used up?")
 
@@ -230,7 +230,7 @@ def check_fit(
     epochs,       # What `fit` was given as the number of epochs
     learn,        # What it was given as the learner
 ) -> int: # `epochs` as an int
-    "Refuse what can be foreseen to fail, before anything has changed."
+    "Refuse arguments that can't work, before anything has changed."
     if running:
         raise RuntimeError("This runner is in the middle of a fit: "
                            "use another Runner for a fit within a fit")
@@ -246,7 +246,7 @@ def check_fit(
     except TypeError:
         raise TypeError("fit(epochs, learn): epochs has to be a whole number, "
                         f"not {epochs!r}") from None
-    if n < 0: raise ValueError(f"fit(epochs, learn): there cannot be {n} epochs")
+    if n < 0: raise ValueError(f"fit(epochs, learn): epochs can't be negative, but is {n}")
     for what in ('train_dl', 'valid_dl'):
         if n_batches(getattr(learn.data, what)) == 0: raise ValueError(no_batches(what))
     return n
@@ -263,9 +263,9 @@ _ELSEWHERE = dict(
     eval="learn.model.eval()", train="learn.model.train()", evaluate="run.validate(learn)")
 
 def no_such_attribute(
-    k:str, # A name that somebody looked for at a `Learner`
+    k:str, # A name that a `Learner` doesn't have
 ) -> str:
-    "Say where to find what a learner doesn't have."
+    "Make an error message that says what to write instead."
     here = f"A Learner has no attribute {k!r}"
     if k in _ELSEWHERE: return f"{here}: write {_ELSEWHERE[k]}"
     own = ('model', 'opt', 'loss_func', 'data', 'predict', 'get_preds', 'save', 'load')
@@ -288,18 +288,18 @@ def check_validate(
     learn, # What `validate` was given as the learner
     dl,    # What it was given as batches
 ): # The learner and the batches
-    "Refuse a validation of nothing, or by nobody."
+    "Refuse a validation without batches, or without a callback that computes a number."
     if learn is None: learn = run.learn
     if learn is None: raise ValueError("validate(learn): this runner has no learner yet, pass one")
     if run.validating:
         raise RuntimeError("validate: this run is validating already, and its numbers would be "
-                           "mixed up; do it in after_epoch, or after a training batch")
+                           "mixed up: call it in after_epoch, or after a training batch")
     if not hasattr(learn, 'loss_func'):
         raise TypeError(f"validate(learn): learn is a {type(learn).__name__}; it has to be a "
                         "Learner. Other batches are passed by dl=")
     if dl is None: dl = learn.data.valid_dl
     if dl is None:
-        raise ValueError("validate: these data have no validation batches; pass others by dl=")
+        raise ValueError("validate: these data have no validation batches: pass others by dl=")
     numbers = ('after_validate', 'cleanup_validate')
     if not any(hasattr(type(cb), event) for cb in run.cbs for event in numbers):
         raise ValueError("validate: no callback of this runner computes a number; "
@@ -311,7 +311,7 @@ def check_loss(
     loss,          # What the loss function returned
     in_train:bool, # In training, or in validation?
 ):
-    "Refuse a loss that isn't one number, or that nothing can be learned from."
+    "Refuse a loss that isn't one number, or that has no gradient in training."
     if not isinstance(loss, Tensor) or loss.ndim:
         raise ValueError(
             "loss_func has to return one number as a tensor of shape (), but returned "
@@ -328,7 +328,7 @@ _ELEMENTWISE = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, nn.MSELos
 def elementwise(
     loss_func:Callable, # A loss function
 ) -> bool:
-    "Does this loss compare each number of the predictions with the same number of the targets?"
+    "Find out whether a loss compares each number of the predictions with one of the targets."
     f, _ = unwrapped(loss_func)
     return (type(f) if isinstance(f, nn.Module) else f) in _ELEMENTWISE
 
@@ -336,7 +336,7 @@ def check_shapes(
     pred, # Predictions
     yb,   # Targets
 ):
-    "Refuse targets of another shape than the predictions, for an elementwise loss."
+    "Refuse targets that don't have the shape of the predictions, for an elementwise loss."
     shapes = getattr(pred, 'shape', None), getattr(yb, 'shape', None)
     if shapes[0] == shapes[1] or None in shapes: return
     raise ValueError("The loss compares number with number, but the predictions are of shape "
@@ -346,7 +346,7 @@ def check_shapes(
 
 # %% ../nbs/04c_loop.ipynb #6201adbd
 def _check_devices(run):
-    "Say so if a batch, or the loss function's weights, are not on the model's device."
+    "Refuse a batch, or weights of the loss function, that aren't on the model's device."
     model, loss_func = run.model, run.loss_func
     where = {p.device for p in model.parameters()} if isinstance(model, nn.Module) else set()
     if not where: return
@@ -365,7 +365,7 @@ def _check_devices(run):
 
 # %% ../nbs/04c_loop.ipynb #85138465
 def _check_labels(run):
-    "Name the first label for which the predictions have no score."
+    "Refuse labels that the model has no score for, and name the first one."
     pred, yb = run.pred, run.yb
     if not (isinstance(pred, Tensor) and isinstance(yb, Tensor)): return
     if pred.dim() < 2 or yb.is_floating_point(): return
@@ -378,7 +378,7 @@ def _check_labels(run):
 
 # %% ../nbs/04c_loop.ipynb #6d69b3c9
 def _check_call(e, run):
-    "Say how the model was called, if `xb` is not a tensor."
+    "Say how the model was called, if `xb` isn't a tensor."
     if isinstance(run.xb, Tensor) or not isinstance(e, (TypeError, AttributeError)): return
     what = describe(run.xb)
     if type(run.xb).__module__ == 'numpy':
@@ -387,18 +387,18 @@ def _check_call(e, run):
     if isinstance(run.xb, Mapping):
         what = f"a mapping with the entries {', '.join(map(str, run.xb))}"
     raise TypeError(f"{e}. (The inputs were {what}. A tuple is spread over the arguments of the "
-                    "model's forward if it takes so many, and a mapping if it has parameters of "
+                    "model's forward if it takes that many, and a mapping if it has parameters of "
                     "these names. Otherwise the model gets the inputs as one argument.)") from e
 
 def _check_predictions(e, pred):
-    "Say what to do if the loss function can't take what the model returned."
+    "Say what to do if the loss function can't use what the model returned."
     if isinstance(pred, Tensor) or not isinstance(e, (TypeError, AttributeError)): return
     raise TypeError(f"{e}. (The model returned {describe(pred)}. If it computes its own loss, pass "
                     "None as the loss function. If not, pass a function that takes what it needs, "
                     "such as lambda pred, yb: F.cross_entropy(pred.logits, yb).)") from e
 
 def _check_single_item(e):
-    "Say what to do about a batch of one item, which batch norm cannot train on."
+    "Say what to do about a batch of one item, which batch norm can't train on."
     if 'more than 1 value per channel' not in str(e): return
     raise ValueError(f"{e}: batch norm cannot train on a single item. If this is the last batch "
                      "of an epoch, skip it by get_dls(..., drop_last=True)") from e
@@ -410,8 +410,8 @@ def explain(
 ):
     """Look for a usual cause of a failed batch, and raise an error that names it.
 
-    It is called only after something has failed, so a run that works doesn't pay for it. A model
-    may well move its own inputs, so a batch on another device is no error by itself."""
+    It's called only after something has failed, so it costs nothing in a run that works. A batch on
+    another device isn't always a mistake, because a model may move its own inputs."""
     if isinstance(e, IndexError): _check_labels(run)
     if isinstance(e, ValueError): _check_single_item(e)
     if isinstance(e, RuntimeError): _check_devices(run)

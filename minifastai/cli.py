@@ -741,9 +741,9 @@ def _write_sweep(folder:Path, found):
     from matplotlib.figure import Figure
     fig = Figure(figsize=(6, 3.5), layout='constrained')
     found.plot(ax=fig.subplots())
-    points = enumerate(zip(found.lrs, found.losses, found.smoothed))
-    rows = [dict(step=i, lr=lr, loss=loss, smoothed=smoothed)
-            for i, (lr, loss, smoothed) in points]
+    columns = dict(lr=found.lrs, loss=found.losses, smoothed_lr=found.smoothed_lrs,
+                   smoothed=found.smoothed)
+    rows = [dict(step=i) | {k: v[i] for k, v in columns.items()} for i in range(len(found.lrs))]
     with _deferred_signals() as received:
         _write(folder/'lr_find.csv', partial(write_csv, rows=rows))
         _write(folder/'lr_find.png', partial(fig.savefig, dpi=150))
@@ -779,12 +779,15 @@ def minifastai_lr_find(
         _check_options(options)
         _check_out(out, _SWEEP_FILES)
         job = _make_job(options, [])
-        found = lr_find(job.learn, max_iter, min_lr, max_lr)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')   # printed below
+            found = lr_find(job.learn, max_iter, min_lr, max_lr)
         folder = _out_folder(out, f"{job.settings['dataset']}-lr-find")
         _write_sweep(folder, found)
         print(f"{len(found.lrs)} steps, {found.stopped}")
+        if found.advice: print(found.advice)
         for name, lr in found.suggestions.items():
-            print(f"{name:>9}: {'none, the loss never fell' if lr is None else f'{lr:.3g}'}")
+            if lr: print(f"{name:>9}: {lr:.3g}")
         print(f"Written to {folder}: {', '.join(_SWEEP_FILES)}", flush=True)
 
 # %% ../nbs/90_cli.ipynb #02b8e7c1

@@ -19,29 +19,29 @@ _IDX_TYPES = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
 def parse_idx(
     content:bytes, # The uncompressed bytes of an idx file
     *,
-    source:str='content', # What to call it in an error message
-) -> Tensor: # One array, of the type and shape that the header gives
-    "Read one array in the idx format, or raise a `ValueError` that says what doesn't fit."
+    source:str='content', # The name of the file, for error messages
+) -> Tensor: # The array, with the type and shape that its header gives
+    "Read an array in the idx format, or raise a `ValueError` that says what is wrong."
     if len(content) < 4 or content[:2] != b'\0\0' or content[2] not in _IDX_TYPES:
         begin = content[:4].hex(' ') or 'nothing'
-        raise ValueError(f"{source}: not an idx file: it starts with {begin}, "
-                         "not with 00 00, a type and a number of dimensions")
+        raise ValueError(f"{source}: not an idx file: it starts with {begin}, but "
+                         "has to start with 00 00, a type and a number of dimensions")
     dtype = np.dtype(_IDX_TYPES[content[2]])
     ndim = content[3]
     start = 4 + 4*ndim
     if len(content) < start:
         raise ValueError(f"{source}: truncated within its header: {len(content)} bytes, "
-                         f"where {ndim} dimensions need {start}")
+                         f"but {ndim} dimensions need {start}")
     shape = tuple(int(n) for n in np.frombuffer(content[4:start], '>u4'))
     expected = start + math.prod(shape)*dtype.itemsize
     if len(content) != expected:
         fault = 'truncated' if len(content) < expected else 'too long'
         raise ValueError(f"{source}: {fault}: {len(content):,} bytes, "
-                         f"but its header promises {expected:,} (shape {shape})")
+                         f"but its header says {expected:,} (shape {shape})")
     items = np.frombuffer(content, dtype, offset=start)
     try: return torch.from_numpy(items.astype(dtype.newbyteorder('='))).reshape(shape)
-    except RuntimeError:   # no items at all, and other dimensions of billions
-        raise ValueError(f"{source}: no array can have the shape that its header gives: "
+    except RuntimeError:   # one dimension is 0, and others are billions
+        raise ValueError(f"{source}: no array can have the shape in its header: "
                          f"{shape}") from None
 
 # %% ../nbs/00_data.ipynb #6a5cb8a3
@@ -62,15 +62,15 @@ _TEST_FILES = ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
 
 # %% ../nbs/00_data.ipynb #c94493f1
 def _read_mnist(path:Path) -> Tensor:
-    "Read the array in `path`, compressed or not, if it is byte for byte MNIST's file of that name."
-    remedy = "Delete it, and it can be downloaded again"
+    "Read MNIST's file at `path`, compressed or not, and check every byte of it."
+    remedy = "Delete the file and download it again"
     name = path.name.removesuffix('.gz')
     size = _MNIST_BYTES[name]
     try:
         with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as f:
-            content = f.read(size + 1)   # no more, whatever it would unpack to
+            content = f.read(size + 1)   # however much it would unpack to
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise ValueError(f"{path}: damaged: it does not unpack ({e}). {remedy}") from e
+        raise ValueError(f"{path}: damaged: it can't be decompressed ({e}). {remedy}") from e
     if len(content) > size:
         raise ValueError(f"{path}: too long: MNIST's file of that name has {size:,} bytes. "
                          f"{remedy}")
@@ -78,12 +78,12 @@ def _read_mnist(path:Path) -> Tensor:
     except ValueError as e: raise ValueError(f"{e}. {remedy}") from None
     if hashlib.sha256(content).hexdigest() != _MNIST_SHA256[name]:
         raise ValueError(f"{path}: not MNIST's file of that name: "
-                         f"its content has another SHA-256. {remedy}")
+                         f"its SHA-256 is different. {remedy}")
     return array
 
 # %% ../nbs/00_data.ipynb #3d5fe3f3
 def _cache_dir() -> Path:
-    "The folder in which downloads are kept."
+    "Get the folder for downloads."
     import pooch
     return Path(pooch.os_cache('minifastai'))
 
@@ -113,15 +113,15 @@ def _find(names:tuple[str, str], path:str|Path|None) -> dict[str, Path]:
         if len(missing) < len(names) and folder != _cache_dir():
             part = 'training' if names == _TRAIN_FILES else 'test'
             raise FileNotFoundError(f"{folder} holds one of MNIST's {part} files, "
-                                    f"but not {missing[0]}[.gz]: put it beside the other")
+                                    f"but not {missing[0]}[.gz]: put it into the same folder")
     return {}
 
 def find_mnist(
-    path:str|Path|None=None, # The only folder to look in; by default `MINIFASTAI_DATA`, the cache
-) -> dict[str, Path]: # The files by name; empty where they are not on this machine
+    path:str|Path|None=None, # The only folder to search; by default `MINIFASTAI_DATA`, the cache
+) -> dict[str, Path]: # The files by name; empty if they aren't on this machine
     """Find MNIST's training files on this machine, without downloading.
 
-    A folder with only one of the two is a `FileNotFoundError`, which names the missing file."""
+    If a folder has only one of the two, a `FileNotFoundError` names the missing one."""
     return _find(_TRAIN_FILES, path)
 
 # %% ../nbs/00_data.ipynb #b1ee1e77
@@ -129,13 +129,13 @@ _MIRRORS = ('https://ossci-datasets.s3.amazonaws.com/mnist/',
             'https://storage.googleapis.com/cvdf-datasets/mnist/')
 
 def _reason(e:Exception, tmp:str) -> str:
-    "What `e` says, in one line, without what the libraries wrap around it."
+    "Get the message of `e` in one line, without what the libraries wrap around it."
     said = str(e).split('Caused by ')[-1].replace(tmp + os.sep, '')
     return f"{type(e).__name__}: {said[:160]}"
 
 # %% ../nbs/00_data.ipynb #aed12385
 def _download_file(name:str, folder:Path, mirrors):
-    "Download one of MNIST's files from the first of `mirrors` that has it, checked."
+    "Download one of MNIST's files from the first of `mirrors` that has it, and check it."
     import pooch
     # seconds to connect, and to wait for more data
     fetch = pooch.HTTPDownloader(progressbar=True, timeout=(5, 20))
@@ -154,20 +154,20 @@ def _download_file(name:str, folder:Path, mirrors):
     raise ConnectionError(f"{name}.gz could not be downloaded:\n  " + '\n  '.join(said))
 
 # %% ../nbs/00_data.ipynb #5b1d7c02
-_STALE = 3600   # seconds without a byte
+_STALE = 3600   # seconds without new data
 
 def _remove_stale(folder:Path):
     "Remove the temporary folders of killed downloads from `folder`."
     for tmp in folder.glob('.download-*'):
         try: written = max(p.stat().st_mtime for p in (tmp, *tmp.rglob('*')))
-        except OSError: continue   # a download that has just ended has removed it
+        except OSError: continue   # its download has just ended and removed it
         if time.time() - written > _STALE: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/00_data.ipynb #bdaf285e
 def _download_mnist(folder:Path, names=_TRAIN_FILES, mirrors=_MIRRORS):
     """Download MNIST's files `names` into `folder`.
 
-    If no mirror has a file, a `ConnectionError` lists what each of them said."""
+    If no mirror has a file, a `ConnectionError` lists what went wrong with each."""
     import pooch
     folder.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
@@ -180,7 +180,7 @@ def _download_mnist(folder:Path, names=_TRAIN_FILES, mirrors=_MIRRORS):
 
 # %% ../nbs/00_data.ipynb #cdc6d702
 def _split(x:Tensor, y:Tensor, n_train:int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "Take the first `n_train` items for training, and the others for validation."
+    "Take the first `n_train` items for training, and the rest for validation."
     return x[:n_train], y[:n_train], x[n_train:], y[n_train:]
 
 def _get_mnist(names:tuple[str, str], path:str|Path|None, download:bool) -> tuple[Tensor, Tensor]:
@@ -190,7 +190,7 @@ def _get_mnist(names:tuple[str, str], path:str|Path|None, download:bool) -> tupl
     why = ''
     setting = os.environ.get('MINIFASTAI_DATA')
     if path is None and setting and not Path(setting).expanduser().is_dir():
-        why = f"\n(MINIFASTAI_DATA is {setting!r}, which is no folder.)"
+        why = f"\n(MINIFASTAI_DATA is {setting!r}, which isn't a folder.)"
     if not files and download and path is None:
         try:
             _download_mnist(_cache_dir(), names)
@@ -202,16 +202,16 @@ def _get_mnist(names:tuple[str, str], path:str|Path|None, download:bool) -> tupl
 
 # %% ../nbs/00_data.ipynb #edd1cc78
 def _not_found(names:tuple[str, str], path:str|Path|None) -> str:
-    "Say that MNIST's files `names` are missing, and what can be done about it."
+    "Make the error message for missing files `names`, with what you can do about it."
     is_test = names == _TEST_FILES
     where = "on this machine, and was not downloaded" if path is None else f"in {path}"
     call = 'get_test_data()' if is_test else 'get_data()'
     ways = [f"put {names[0]}.gz and {names[1]}.gz into a folder, "
-            "and set MINIFASTAI_DATA to it, or pass path=...",
-            f"on a machine that reaches a mirror ({_MIRRORS[0]}), call {call} once: "
-            f"it fills {_cache_dir()}"]
+            "and set MINIFASTAI_DATA to that folder, or pass it as path=...",
+            f"on a machine that can reach {_MIRRORS[0]}, call {call} once: "
+            f"it downloads the files into {_cache_dir()}"]
     if not is_test:
-        ways.append("use the embedded digits instead: get_data('digits'), "
+        ways.append("use scikit-learn's digits instead: get_data('digits'), "
                     "or set MINIFASTAI_DATASET=digits")
     number = 'Two' if is_test else 'Three'
     listed = [f"  {i}. {way}" for i, way in enumerate(ways, 1)]
@@ -223,7 +223,7 @@ def _get_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Get scikit-learn's handwritten digits, scaled to MNIST's size and range."
     try: from sklearn.datasets import load_digits
     except ImportError as e:
-        raise ImportError("The embedded digits come with scikit-learn: "
+        raise ImportError("The digits are part of scikit-learn, which is not installed: "
                           "pip install 'minifastai[digits]'") from e
     x, y = load_digits(return_X_y=True)
     x = torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8)
@@ -232,33 +232,33 @@ def _get_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 # %% ../nbs/00_data.ipynb #b60c444f
 def get_data(
-    name:str|None=None, # `'mnist'` or `'digits'`; by default `MINIFASTAI_DATASET`, else MNIST
+    name:str|None=None, # `'mnist'` or `'digits'`; by default `MINIFASTAI_DATASET` or MNIST
     *,
-    path:str|Path|None=None, # MNIST's folder; by default `MINIFASTAI_DATA`, the cache, a download
-    download:bool=True, # May MNIST be downloaded?
+    path:str|Path|None=None, # MNIST's folder; by default `MINIFASTAI_DATA`, then the cache
+    download:bool=True, # Download MNIST if it isn't there; only without a `path`
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: # `x_train`, `y_train`, `x_valid`, `y_valid`
     """Get handwritten digits, split into a training set and a validation set.
 
-    Images are floats (N, 784) in [0, 1), labels are integers (N,), int64. What comes is the data
-    set that was asked for, never another one."""
+    Images are floats (N, 784) in [0, 1), and labels are integers (N,), int64. You never get another
+    data set than the one you asked for."""
     name = name or os.environ.get('MINIFASTAI_DATASET') or 'mnist'
     if name == 'digits': return _get_digits()
     if name == 'mnist': return _split(*_get_mnist(_TRAIN_FILES, path, download), 50_000)
-    raise ValueError(f"There is no data set {name!r}: it is 'mnist' or 'digits' "
-                     "(argument `name`, or setting MINIFASTAI_DATASET)")
+    raise ValueError(f"There is no data set {name!r}: pass 'mnist' or 'digits' as name, "
+                     "or set MINIFASTAI_DATASET to one of them")
 
 # %% ../nbs/00_data.ipynb #feab6b90
 def get_test_data(
-    name:str|None=None, # `'mnist'`; by default `MINIFASTAI_DATASET`, else MNIST
+    name:str|None=None, # `'mnist'`; by default `MINIFASTAI_DATASET` or MNIST
     *,
-    path:str|Path|None=None, # MNIST's folder; by default `MINIFASTAI_DATA`, the cache, a download
-    download:bool=True, # May it be downloaded?
+    path:str|Path|None=None, # MNIST's folder; by default `MINIFASTAI_DATA`, then the cache
+    download:bool=True, # Download it if it isn't there; only without a `path`
 ) -> tuple[Tensor, Tensor]: # Images (10000, 784), float in [0, 1); labels (10000,), int64
-    """Get MNIST's test set, for a figure at the very end: choose nothing by it.
+    """Get MNIST's test set, for one final number: don't choose anything by it.
 
-    Other data sets have none, which is a `ValueError`."""
+    Other data sets have no test set, so they raise a `ValueError`."""
     name = name or os.environ.get('MINIFASTAI_DATASET') or 'mnist'
     if name != 'mnist':
-        raise ValueError(f"Only MNIST has a test set here, {name!r} has none: "
-                         "get_test_data('mnist')")
+        raise ValueError(f"Only MNIST has a test set here, and {name!r} has none: "
+                         "call get_test_data('mnist')")
     return _get_mnist(_TEST_FILES, path, download)

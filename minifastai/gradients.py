@@ -8,6 +8,7 @@ __all__ = ['AccumulateCallback', 'ClipGradientsCallback']
 # %% ../nbs/modules/04d-gradients.ipynb #9fad0c04
 import warnings
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from .callbacks import Callback
 from .checks import grouped_params
@@ -15,14 +16,20 @@ from .learner import TrainEvalCallback
 from .metrics import LossWeight
 from .utils import check_count
 
+# %% ../nbs/04d_metrics.ipynb #f00ac7db
+def _added(total:Tensor|None, grad:Tensor|None, weight) -> Tensor|None:
+    "Add a gradient times `weight` to a sum, where None stands for zero."
+    if grad is None: return total
+    return grad*weight if total is None else total + grad*weight
+
 # %% ../nbs/04d_metrics.ipynb #f012e28f
 class AccumulateCallback(Callback):
-    """Makes a step after every `n` batches, with the mean of their gradients, as for one batch.
+    """Makes a step after every `n` batches, with the gradients of one batch of all their items.
 
     The last batch of an epoch makes a step as well, if the loader has a length and that batch isn't
     cancelled. Every batch counts in averages, in the position and in schedules. A cancelled batch
     adds nothing."""
-    _order = TrainEvalCallback._order - 10   # nobody may see a step that is not made
+    _order = TrainEvalCallback._order - 10   # so that no other callback sees a step that isn't made
     n_begun = n_summed = 0
     def __init__(self,
         n:int, # How many batches
@@ -40,7 +47,7 @@ class AccumulateCallback(Callback):
     def begin_batch(self): self.n_begun += self.in_train
 
     def begin_step(self) -> bool: # True if there is no step yet
-        "Add this batch's gradients to the sums, and put their mean in their place if it is time."
+        "Add this batch's gradients to the sums; if it's time for a step, use their mean."
         weight = 1. if self._loss_weight.is_sum else self._loss_weight(self.xb, self.yb)
         params = grouped_params(self.opt) or list(self.model.parameters())
         self.sums += [None]*(len(params) - len(self.sums))   # for a parameter group that is new
@@ -53,21 +60,18 @@ class AccumulateCallback(Callback):
         self.sums, self.total, self.n_summed = [], 0., 0
         return False
 
-    def after_fit(self):
-        if not self.n_summed: return
-        warnings.warn(f"AccumulateCallback: the gradients of the last {self.n_summed} batches were "
-                      "not used, since no step followed", stacklevel=2)
-
-def _added(total:Tensor|None, grad:Tensor|None, weight) -> Tensor|None:
-    "Add a gradient times `weight` to a sum; None stands for nothing."
-    if grad is None: return total
-    return grad*weight if total is None else total + grad*weight
+# %% ../nbs/04d_metrics.ipynb #d4b10cb9
+@patch
+def after_fit(self:AccumulateCallback):
+    if not self.n_summed: return
+    warnings.warn(f"AccumulateCallback: the gradients of the last {self.n_summed} batches were "
+                  "not used, because no step followed", stacklevel=2)
 
 # %% ../nbs/04d_metrics.ipynb #8f908a66
 class ClipGradientsCallback(Callback):
     """Scales the gradients of a step down if their norm is above `max_norm`.
 
-    The norm before that is in the attribute `norm`. (Pascanu, Mikolov and Bengio 2013, arXiv
+    The attribute `norm` holds the norm before scaling. (Pascanu, Mikolov and Bengio 2013, arXiv
     1211.5063)"""
     _order = AccumulateCallback._order + 30   # after callbacks that finish the gradients
     norm:Tensor|None = None
@@ -84,6 +88,6 @@ class ClipGradientsCallback(Callback):
         params = grouped_params(self.opt) or list(self.model.parameters())
         params = [p for p in params if p.grad is not None]
         if any(p.grad.is_sparse for p in params):
-            raise ValueError("ClipGradientsCallback: sparse gradients, such as nn.Embedding's with "
-                             "sparse=True, cannot be clipped: make them dense, or do not clip")
+            raise ValueError("ClipGradientsCallback can't clip sparse gradients, such as those of "
+                             "nn.Embedding with sparse=True: make them dense, or don't clip")
         self.norm = torch.nn.utils.clip_grad_norm_(params, self.max_norm, self.norm_type)

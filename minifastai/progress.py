@@ -8,6 +8,7 @@ __all__ = ['ProgressCallback']
 # %% ../nbs/modules/04d-progress.ipynb #4454c024
 import html, sys, time
 from typing import Any
+from fastcore.basics import patch
 from .callbacks import Callback
 from .learner import TrainEvalCallback
 from .metrics import numbers_only
@@ -25,12 +26,12 @@ class _Table:
         return '' if v is None else str(v)
 
     def add(self, row:dict):
-        "Append a row, a dictionary by column, and its new columns."
+        "Append a row, a dictionary by column, and the columns that are new in it."
         self.columns += [k for k in row if k not in self.columns]
         self.rows.append(row)
 
     def line(self, row:dict|None=None) -> str:
-        "Format one row as text, or the head if there is none."
+        "Format one row as text, or the head if no row is given."
         cells = [(k, k if row is None else self._cell(row.get(k), k)) for k in self.columns]
         return '  '.join(f'{v:>{max(len(k), 7)}}' for k, v in cells).rstrip()
 
@@ -45,7 +46,7 @@ class _Table:
 
 # %% ../nbs/04d_metrics.ipynb #6670f044
 def _display_kind() -> str:
-    "Where output goes: to a 'terminal', to a live 'notebook', or 'captured', to be read later."
+    "Find out where output goes: to a 'terminal', a live 'notebook', or 'captured', to read later."
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     if shell is None or type(shell).__name__ == 'TerminalInteractiveShell': return 'terminal'
     return 'captured' if getattr(shell, 'kernel', None) is None else 'notebook'
@@ -62,7 +63,7 @@ class _TerminalProgress:
                         disable=None)   # None: no bar where there is no terminal
 
     def batch(self, loss):
-        if not self.bar.update(): return   # not drawn now, so nothing is read from the device
+        if not self.bar.update(): return   # it wasn't drawn, so the loss isn't read
         self.bar.set_postfix_str(f'loss {loss.item():.3f}', refresh=False)
 
     def row(self):
@@ -80,10 +81,10 @@ class _TerminalProgress:
 
 # %% ../nbs/04d_metrics.ipynb #1f10a151
 class _NotebookProgress:
-    "The table so far, with a bar below it while an epoch runs if the notebook is live."
+    "The table so far, and a bar below it while an epoch runs, if the notebook is live."
     def __init__(self, table, live):
         self.table, self.live, self.handle = table, live, None
-        self.title, self.drawn = '', 0.
+        self.title, self.note, self.drawn = '', '', 0.
 
     def begin_epoch(self, title, total):
         self.title, self.total, self.done = title, total, 0
@@ -101,31 +102,35 @@ class _NotebookProgress:
         if self.live: self._draw()
         elif self.table.rows: _display(self.table)
 
-    def __repr__(self): return repr(self.table)
-
-    def _repr_html_(self):
-        if not self.title: return self.table._repr_html_()
-        table = self.table._repr_html_() if self.table.rows else ''
-        value = f'value="{self.done}" max="{self.total}"' if self.total else ''
-        bar = f'<progress {value}></progress>'
-        return f"{table}<div>{html.escape(self.title)} {bar} {self.note}</div>"
-
-    def _draw(self, loss=None):
-        if not self.live: return
-        self.drawn = time.perf_counter()
-        self.note = '' if loss is None else f'loss {loss:.3f}'
-        if self.handle is None: self.handle = _display(self, display_id=True)
-        else: self.handle.update(self)
-
+# %% ../nbs/04d_metrics.ipynb #8cf1cf79
 def _display(o, **kwargs):
     from IPython.display import display   # only a notebook comes here
     return display(o, **kwargs)
+
+@patch
+def _draw(self:_NotebookProgress, loss=None):
+    if not self.live: return
+    self.drawn = time.perf_counter()
+    self.note = '' if loss is None else f'loss {loss:.3f}'
+    if self.handle is None: self.handle = _display(self, display_id=True)
+    else: self.handle.update(self)
+
+@patch
+def __repr__(self:_NotebookProgress): return repr(self.table)
+
+@patch
+def _repr_html_(self:_NotebookProgress):
+    if not self.title: return self.table._repr_html_()
+    table = self.table._repr_html_() if self.table.rows else ''
+    value = f'value="{self.done}" max="{self.total}"' if self.total else ''
+    bar = f'<progress {value}></progress>'
+    return f"{table}<div>{html.escape(self.title)} {bar} {self.note}</div>"
 
 # %% ../nbs/04d_metrics.ipynb #4cb00387
 class ProgressCallback(Callback):
     """Shows a progress bar, and a table with a row for each epoch.
 
-    The row has the numbers in `run.metrics`, and how many seconds the epoch took."""
+    A row has the numbers in `run.metrics`, and how many seconds the epoch took."""
     _order = TrainEvalCallback._order + 90   # shows an epoch after the others
     out:Any = None   # from the first fit on
 
@@ -137,15 +142,10 @@ class ProgressCallback(Callback):
         self._before = self.run.show_stats
         self.run.show_stats = lambda *stats: None
 
-    def state_dict(self): return dict(columns=list(self.table.columns), rows=list(self.table.rows))
-
-    def load_state_dict(self, state):
-        self.table.columns, self.table.rows = list(state['columns']), list(state['rows'])
-
     def begin_epoch(self):
         self.start = time.perf_counter()
-        dls = [dl for dl in (self.data.train_dl, self.data.valid_dl) if dl is not None]
-        lengths = [n_batches(dl) for dl in dls]
+        dls = (self.data.train_dl, self.data.valid_dl)
+        lengths = [n_batches(dl) for dl in dls if dl is not None]
         total = None if None in lengths else sum(lengths)
         self.out.begin_epoch(f'epoch {self.epoch + 1}/{self.epochs}', total)
 
@@ -163,3 +163,12 @@ class ProgressCallback(Callback):
         self.run.show_stats = self._before
         self._before = None   # it may be a function that can't be pickled
         self.out.close()
+
+# %% ../nbs/04d_metrics.ipynb #515f1d3a
+@patch
+def state_dict(self:ProgressCallback):
+    return dict(columns=list(self.table.columns), rows=list(self.table.rows))
+
+@patch
+def load_state_dict(self:ProgressCallback, state):
+    self.table.columns, self.table.rows = list(state['columns']), list(state['rows'])

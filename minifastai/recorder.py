@@ -28,8 +28,8 @@ class Recorder(Callback):
     _losses:Any = ()
     _first:int = 0     # this epoch's first batch
     _start:Any = None  # when this epoch began
-    _rates:Any = None  # of the step that comes next, by parameter group
-    _keys:Any = ()     # of the groups that `lrs` has
+    _rates:Any = None  # of the coming step, by parameter group
+    _keys:Any = ()     # of the groups in `lrs`
 
     def begin_fit(self):
         self._keys = group_keys(getattr(self.opt, 'param_groups', ()))
@@ -43,16 +43,16 @@ class Recorder(Callback):
 
     def after_backward(self):
         groups = getattr(self.run.opt, 'param_groups', ())
-        # by the keys of `group_keys`, in one go; None: the optimizer finds a rate by itself
+        # the keys of `group_keys`, in one go; an lr of None: the optimizer finds its own rate
         self._rates = {id((pg['params'] or [pg])[0]):
                        float(math.nan if pg['lr'] is None else pg['lr']) for pg in groups}
 
     def after_batch(self):
-        run = self.run   # looking up each attribute by way of `self` takes half a microsecond
+        run = self.run   # an attribute that we look up through `self` takes half a microsecond
         if not run.in_train: return
         for key in self._rates:
             if key in self._keys: continue
-            self._keys.append(key)   # a parameter group is new
+            self._keys.append(key)   # a new parameter group
             self.lrs.append([math.nan]*len(self._losses))
         for key, lrs in zip(self._keys, self.lrs): lrs.append(self._rates.get(key, math.nan))
         self._losses.append(run.loss.detach())
@@ -61,7 +61,7 @@ class Recorder(Callback):
         last_lr = self.lrs[-1][-1] if self.lrs and self.lrs[-1] else None
         row = dict(epoch=self.epoch, batches=len(self._losses), lr=last_lr) | self.run.metrics
         if 'train_loss' not in row and len(self._losses) > self._first:
-            # batches may differ in size, which AvgStatsCallback takes into account
+            # a plain mean over batches; AvgStatsCallback takes their sizes into account
             row['mean_batch_loss'] = torch.stack(self._losses[self._first:]).mean().item()
         self.history.append(row | dict(seconds=self._seconds()))
 
@@ -86,26 +86,23 @@ class Recorder(Callback):
         return list(torch.stack(self._losses).cpu().unbind()) if self._losses else []
 
     def batch_rows(self) -> list[dict]:
-        "Collect a row for each batch: its number, the last group's learning rate, the loss."
-        if not self._losses: return []
+        "Make a row for each batch: its number, the last group's learning rate, the loss."
         pairs = zip(self.lrs[-1] if self.lrs else [None]*len(self._losses), self.losses)
         return [dict(batch=i, lr=lr, loss=loss.item()) for i, (lr, loss) in enumerate(pairs)]
 
     def _n_shown(self, skip_last:int) -> int:
         "Count the batches to draw."
         if not self._losses:
-            raise ValueError("Recorder: nothing has been recorded yet: "
-                             "give it to a runner, and fit")
+            raise ValueError("Recorder has recorded nothing yet: pass it to a runner, and call fit")
         return max(len(self._losses) - skip_last, 0)
 
     def plot_lr(self,
         pgid:int=-1, # Which parameter group
         *,
-        ax=None, # Matplotlib axes to draw on; by default new ones, and so for the next two
+        ax=None, # Matplotlib axes to draw on; by default new ones
     ): # The matplotlib axes
         "Draw the learning rate of each batch."
-        n = self._n_shown(0)
-        return _plot(range(n), self.lrs[pgid], 'batch', 'learning rate', ax)
+        return _plot(range(self._n_shown(0)), self.lrs[pgid], 'batch', 'learning rate', ax)
 
     def plot_loss(self,
         skip_last:int=0, # How many batches to skip at the end
@@ -131,7 +128,7 @@ class Recorder(Callback):
     def to_csv(self,
         path:str|Path, # The file to write
     ):
-        "Write `history` as a table of comma-separated values, without what is no single number."
+        "Write `history` as comma-separated values, without entries that aren't a single number."
         write_csv(path, [numbers_only(row) for row in self.history])
 
 # %% ../nbs/05_lr_finder.ipynb #64cd5f10

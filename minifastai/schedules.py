@@ -58,39 +58,39 @@ def sched_exp(
 ) -> Callable: # A function of the position
     "Make an exponential from `start` to `end`: equal steps multiply by equal factors."
     if start == 0 or end/start <= 0:
-        raise ValueError("sched_exp goes from one value to another by a factor: "
-                         f"{start} and {end} have to be of the same sign, and not 0")
+        raise ValueError(f"sched_exp can't go from {start} to {end}: it multiplies, so both "
+                         "values need to have the same sign, and neither can be 0")
     return partial(_exp, start, end)
 
 # %% ../nbs/05_lr_finder.ipynb #971d6e4e
 class _Combined:
-    "Schedules one after the other: a class, since a closure cannot be pickled."
+    "Schedules one after the other; a class because a closure can't be pickled."
     def __init__(self, ends, scheds): self.ends, self.scheds = ends, scheds
 
     def __call__(self, pos):
-        # a position that has been added up may miss 0 or 1 by a rounding error
+        # a position that was computed by adding may miss 0 or 1 by a rounding error
         if -1e-6 < pos < 1 + 1e-6: pos = min(max(float(pos), 0.), 1.)
         if not 0 <= pos <= 1:
             raise ValueError(f"A schedule's position is between 0 and 1, not {pos}")
         i = next((i for i, end in enumerate(self.ends) if pos < end), len(self.ends) - 1)
         start = self.ends[i-1] if i else 0.
         width = self.ends[i] - start
-        # a fraction may be too small to make a difference
+        # a tiny fraction may not change the sum at all: then the width is 0
         return self.scheds[i]((pos-start)/width if width > 0 else 1.)
 
 # %% ../nbs/05_lr_finder.ipynb #d1c2d6e4
 def combine_scheds(
-    pcts:Sequence[float],      # Each schedule's fraction of the way; they add up to 1
+    pcts:Sequence[float],      # Each schedule's fraction of training; they add up to 1
     scheds:Sequence[Callable], # Schedules
 ) -> Callable: # A function of the position
-    "Make one schedule of several, one after the other."
+    "Put several schedules one after the other."
     pcts = [float(p) for p in listify(pcts)]
     scheds = listify(scheds)
     if not pcts or len(pcts) != len(scheds):
-        raise ValueError(f"combine_scheds: {len(pcts)} fractions for {len(scheds)} schedules: "
-                         "each needs one")
+        raise ValueError(f"combine_scheds got {len(pcts)} fractions for {len(scheds)} schedules: "
+                         "give each schedule one fraction")
     if not all(p >= 0 for p in pcts):
-        raise ValueError(f"combine_scheds: fractions cannot be negative: {pcts}")
+        raise ValueError(f"combine_scheds: fractions can't be negative: {pcts}")
     if not abs(sum(pcts) - 1) < 1e-6:
         raise ValueError(f"combine_scheds: the fractions {pcts} add up to {sum(pcts):.6g}, "
                          "not to 1")
@@ -100,11 +100,11 @@ def combine_scheds(
 
 # %% ../nbs/05_lr_finder.ipynb #ad9bc9a1
 def cos_1cycle_anneal(
-    start:float, # Value at the beginning
+    start:float, # Value at the start
     high:float,  # Value at the top
     end:float,   # Value at the end
 ) -> list[Callable]: # Two schedules for `combine_scheds`
-    """Make a way up and a way down, both half a cosine.
+    """Make the way up and the way down of one cycle, each half a cosine.
 
     After Smith 2018, arXiv 1803.09820."""
     return [sched_cos(start, high), sched_cos(high, end)]
@@ -115,24 +115,26 @@ def check_settings(
     opt,       # An optimizer, or something that wraps one
     *more:str, # What is needed besides `param_groups`
 ):
-    "Refuse an optimizer that doesn't show its parameter groups."
+    "Raise a `TypeError` if an optimizer doesn't show its parameter groups."
     lost = [k for k in ('param_groups', *more) if not hasattr(opt, k)]
     if not lost: return
-    raise TypeError(f"{who} needs opt.{' and opt.'.join(lost)}, which {type(opt).__name__} doesn't "
-                    "have: if it wraps an optimizer, give it a property that returns that one's")
+    raise TypeError(f"{who} needs opt.{' and opt.'.join(lost)}, but {type(opt).__name__} doesn't "
+                    "have it. If it wraps an optimizer, add a property that returns the wrapped "
+                    "optimizer's")
 
 def group_keys(
     groups:Sequence[dict], # The parameter groups of an optimizer
 ) -> list[int]: # One for each group
-    "Tell parameter groups apart by their first parameters, wherever they are in the list."
+    "Identify each parameter group by its first parameter, wherever it is in the list."
     return [id((pg['params'] or [pg])[0]) for pg in groups]
 
+# %% ../nbs/05_lr_finder.ipynb #ccab62f8
 def set_setting(
     pg:dict,  # A parameter group of an optimizer
     name:str, # A setting, such as `'lr'`
     value,    # Its new value
 ):
-    "Set a setting of an optimizer; a tensor, as compiled optimizers have them, is filled."
+    "Set a setting of a parameter group; if it's a tensor, as in compiled optimizers, fill it."
     if isinstance(pg[name], Tensor): pg[name].fill_(value)
     else: pg[name] = value
 
@@ -146,23 +148,23 @@ def ratios_to_last(
     values = [float(v) for v in values]
     if len(set(values)) == 1: return [1.]*len(values)
     if values[-1] == 0:
-        raise ValueError(f"One schedule for all parameter groups keeps the ratio of their {name}, "
-                         "and that of the last group is 0: pass a list of schedules, one for each")
+        raise ValueError(f"The last parameter group's {name} is 0, so the other groups have no "
+                         "ratio to it. Pass a list with a schedule for each group")
     return [v/values[-1] for v in values]
 
 # %% ../nbs/05_lr_finder.ipynb #d57bfbb3
 class ParamScheduler(Callback):
     """Sets a setting of the optimizer before each training batch, by the position in training.
 
-    With one schedule for all parameter groups, its values are those of the last group, and the
-    others keep their ratio to it. Steps that the optimizer skipped do not count."""
-    _order = TrainEvalCallback._order + 1   # which says what the position is
+    A single schedule sets the last parameter group, and the other groups keep their ratio to it.
+    Steps that the optimizer skipped don't count."""
+    _order = TrainEvalCallback._order + 1   # after the callback that updates the position
     def __init__(self,
         pname:str, # The setting's name, such as `'lr'` or `'momentum'`
         sched_funcs:Callable|Sequence[Callable], # A schedule, or one for each parameter group
     ):
         self.pname, self.sched_funcs = pname, sched_funcs
-        # so that several fit into one runner
+        # so that a runner can have several
         if pname != 'lr': self.name = f'param_scheduler_{pname}'
 
     def begin_fit(self):
@@ -171,79 +173,80 @@ class ParamScheduler(Callback):
         if not callable(self.sched_funcs): self.sched_funcs = listify(self.sched_funcs)
         self._for_all = not isinstance(self.sched_funcs, list)
         self.scheds = [self.sched_funcs]*len(groups) if self._for_all else self.sched_funcs
-        self._check_scheds(groups)
+        _check_scheds(self.scheds, self.pname, self.opt)
         self.ratios = ratios_to_last(groups, self.pname) if self._for_all else [1.]*len(groups)
         self._keys = group_keys(groups)
-        self._skipped = 0.   # epochs' worth of skipped steps
-
-    def state_dict(self):   # keys differ from run to run
-        return {k: v for k, v in super().state_dict().items() if k != '_keys'}
-
-    def _check_scheds(self, groups):
-        "Refuse what is no schedule, and schedules that don't suit the optimizer."
-        for f in self.scheds:
-            if not callable(f):
-                raise TypeError("ParamScheduler: a schedule is a function of the position, "
-                                f"such as sched_no({f!r}), not {f!r}")
-        if len(self.scheds) != len(groups):
-            raise ValueError(f"ParamScheduler: {len(self.scheds)} schedules for an optimizer with "
-                             f"{len(groups)} parameter groups: pass one for each, or one for all "
-                             "of them, not in a list")
-        for pg in groups:
-            if self.pname in pg: continue
-            settings = ', '.join(k for k in pg if k != 'params')
-            raise ValueError(f"ParamScheduler: {type(self.opt).__name__} has no setting "
-                             f"{self.pname!r}; it has {settings}")
+        self._skipped = 0.   # skipped steps, in epochs
 
     def begin_batch(self):
         run = self.run
         if not run.in_train: return
-        if run.iters is None:
-            raise ValueError("ParamScheduler: the training batches do not say how many they are "
-                             "(len), so there is no position in training. Give the loader a "
-                             "__len__, or use LRSchedulerCallback, which counts steps")
+        if run.iters is None: raise ValueError(_NO_POSITION)
         pos = max(run.n_epochs - self._skipped, 0.)/run.epochs
         groups = run.opt.param_groups
         keys = group_keys(groups)
         if keys != self._keys: self._follow(groups, keys, pos)
         for pg, sched, ratio in zip(groups, self.scheds, self.ratios):
             value = sched(pos)
-            former = pg[self.pname]
-            if not type(value) is type(former) is float: self._check_value(value, former, pos)
+            old = pg[self.pname]
+            if not type(value) is type(old) is float: _check_value(value, old, self.pname, pos)
             set_setting(pg, self.pname, value if ratio == 1 else value*ratio)
 
-    def _follow(self, groups, keys, pos):
-        """Let groups keep their schedules and ratios when others come or go.
+    def after_batch(self):
+        if self.run.skipped: self._skipped += 1/self.run.iters
 
-        New ones follow the schedule for all from the value that they have."""
-        if not self._for_all and len(groups) > len(self.scheds): self._check_scheds(groups)
+    def _follow(self, groups, keys, pos):
+        "Keep the schedules and ratios of known groups, and let new groups join in."
+        if not self._for_all and len(groups) > len(self.scheds):
+            _check_scheds(self.scheds, self.pname, self.opt)
         known = dict(zip(self._keys, zip(self.scheds, self.ratios)))
         gone = [known[k] for k in self._keys if k not in keys]
         for key, pg in zip(keys, groups):
             if key in known: continue
             if not self._for_all:
-                known[key] = gone.pop(0)   # it stands in for another one
+                known[key] = gone.pop(0)   # it replaces a group that was removed
                 continue
             now = {self.pname: self.sched_funcs(pos) or pg[self.pname]}   # 0 has no ratio
             known[key] = self.sched_funcs, ratios_to_last([pg, now], self.pname)[0]
         self.scheds, self.ratios = zip(*[known[k] for k in keys])
         self._keys = keys
 
-    def _check_value(self, value, former, pos):
-        "Refuse a value of another kind than the setting's, such as a number for Adam's `betas`."
-        def length(v): return len(v) if isinstance(v, (tuple, list)) else None
-        fits = former is None or length(value) == length(former)
-        if fits and value is not None and not isinstance(value, str): return
-        raise TypeError(f"ParamScheduler: the schedule's value at {pos:.3g} is {value!r}, but this "
-                        f"optimizer has {self.pname}={former!r}: return a value of that kind")
+    def state_dict(self):   # the keys differ from run to run
+        return {k: v for k, v in super().state_dict().items() if k != '_keys'}
 
-    def after_batch(self):
-        if self.run.skipped: self._skipped += 1/self.run.iters
+# %% ../nbs/05_lr_finder.ipynb #01a0e130
+_NO_POSITION = (
+    "ParamScheduler: the training loader has no len(), so there is no position in training. Give "
+    "the loader a __len__, or use LRSchedulerCallback, which counts steps")
+
+def _check_scheds(scheds, pname:str, opt):
+    "Raise an error if something isn't a schedule, or doesn't suit the optimizer."
+    for f in scheds:
+        if not callable(f):
+            raise TypeError("ParamScheduler: a schedule is a function of the position, such as "
+                            f"sched_no({f!r}), not {f!r}")
+    if len(scheds) != len(opt.param_groups):
+        raise ValueError(f"ParamScheduler got {len(scheds)} schedules for an optimizer with "
+                         f"{len(opt.param_groups)} parameter groups. Pass a list with one for "
+                         "each, or a single schedule without a list")
+    for pg in opt.param_groups:
+        if pname in pg: continue
+        settings = ', '.join(k for k in pg if k != 'params')
+        raise ValueError(f"ParamScheduler: {type(opt).__name__} has no setting {pname!r}; it has "
+                         f"{settings}")
+
+def _check_value(value, old, pname:str, pos:float):
+    "Raise an error if a value isn't of the setting's kind, such as a number for Adam's `betas`."
+    def length(v): return len(v) if isinstance(v, (tuple, list)) else None
+    fits = old is None or length(value) == length(old)
+    if fits and value is not None and not isinstance(value, str): return
+    raise TypeError(f"ParamScheduler: the schedule returned {value!r} at position {pos:.3g}, but "
+                    f"this optimizer has {pname}={old!r}. Return a value of the same kind")
 
 # %% ../nbs/05_lr_finder.ipynb #5d579f12
 class LRSchedulerCallback(Callback):
     "Steps a scheduler of `torch.optim.lr_scheduler` after every training batch or every epoch."
-    # after the recorder, and after the metrics, which one scheduler looks at
+    # after the recorder, and after the metrics, which one of the schedulers looks at
     _order = AvgStatsCallback._order + 11
     def __init__(self,
         sched_func:Callable, # Called as `sched_func(opt)` when a fit begins; or a scheduler
@@ -252,52 +255,52 @@ class LRSchedulerCallback(Callback):
         metric:str='valid_loss', # What `ReduceLROnPlateau` looks at, as in `run.metrics`
     ):
         if not (callable(sched_func) or hasattr(sched_func, 'step')):
-            raise TypeError("LRSchedulerCallback takes a function of the optimizer that returns a "
-                            f"scheduler, or a scheduler, not {sched_func!r}")
+            raise TypeError("LRSchedulerCallback takes a scheduler, or a function of the optimizer "
+                            f"that returns one, not {sched_func!r}")
         self.sched_func, self.per_batch, self.metric = sched_func, per_batch, metric
 
     def begin_fit(self):
         check_settings('LRSchedulerCallback', self.opt)
         self.sched = self._make_sched()
         self._inner = getattr(self.sched, 'scheduler', self.sched)   # accelerate wraps it
-        # a wrapper of the optimizer shows the same groups
+        # if the optimizer is wrapped, it still has the same groups
         groups = getattr(getattr(self._inner, 'optimizer', self.opt), 'param_groups', None)
         if groups is not self.opt.param_groups:
-            raise ValueError("LRSchedulerCallback: this scheduler is another optimizer's: pass a "
-                             "function, such as partial(ExponentialLR, gamma=0.9)")
+            raise ValueError("LRSchedulerCallback: this scheduler belongs to another optimizer. "
+                             "Pass a function, such as partial(ExponentialLR, gamma=0.9)")
         self._by_metric = isinstance(self._inner, optim.lr_scheduler.ReduceLROnPlateau)
         if self._by_metric: self._check_plateau()
         else: self._check_step()
         self._stepped = False
 
     def _check_step(self):
-        "Refuse what is no scheduler, or one that wants to know the epoch."
+        "Raise an error if it isn't a scheduler, or if its `step` needs arguments."
         try: inspect.signature(getattr(self.sched, 'step', None)).bind()
         except TypeError:
-            raise TypeError("LRSchedulerCallback needs a scheduler with a step() that takes no "
-                            f"arguments, which {type(self.sched).__name__} doesn't have: call "
-                            "others in a callback of your own") from None
+            raise TypeError("LRSchedulerCallback needs a scheduler whose step() works without "
+                            f"arguments; {type(self.sched).__name__}'s doesn't. Call it in a "
+                            "callback of your own") from None
 
     def _make_sched(self):
         if hasattr(self.sched_func, 'step') and not isinstance(self.sched_func, type):
             return self.sched_func
-        # an earlier scheduler's, which the new one would take for its own
+        # left by an earlier scheduler; the new one would take it for its own
         for pg in self.opt.param_groups: pg.pop('initial_lr', None)
         return self.sched_func(self.opt)
 
     def _check_plateau(self):
-        "Refuse a scheduler that could never see its metric, or would read it the wrong way round."
+        "Raise an error if the scheduler can't see its metric, or has the wrong mode for it."
         if self.per_batch or (self.metric.startswith('valid') and self.data.valid_dl is None):
             raise ValueError(f"LRSchedulerCallback: ReduceLROnPlateau looks at {self.metric} after "
-                             "each epoch: it needs per_batch=False, validation batches and an "
+                             "each epoch, so it needs per_batch=False, validation batches and an "
                              "AvgStatsCallback")
         try: mode = metric_mode(self.metric)
-        except ValueError: return   # the scheduler's own mode says it
+        except ValueError: return   # we can't tell, so we trust the scheduler's mode
         if mode != self._inner.mode:
             better = 'lower' if mode == 'min' else 'higher'
             raise ValueError("LRSchedulerCallback: this ReduceLROnPlateau has "
                              f"mode={self._inner.mode!r}, but {better} values of {self.metric} are "
-                             f"better: pass it mode={mode!r}, or choose another metric= here")
+                             f"better. Give it mode={mode!r}, or choose another metric= here")
 
     def state_dict(self): return self.sched.state_dict()
     def load_state_dict(self, state): self.sched.load_state_dict(state)
@@ -317,4 +320,4 @@ class LRSchedulerCallback(Callback):
         if self.per_batch: return
         if not self._by_metric: return self._step()
         value = find_metric(self.run.metrics, self.metric)
-        if value is not None: self._step(value)   # None: nothing new is known
+        if value is not None: self._step(value)   # None: there is no new number

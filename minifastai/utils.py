@@ -33,7 +33,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/00_data.ipynb #f4eff58d
 def listify(
-    o, # None, one thing, or an iterable of things; a string, a dictionary and a number are one
+    o, # None, one thing, or an iterable; a string, a dictionary and a number are one thing
 ) -> list: # A new list
     "Make a list of `o`."
     if o is None: return []
@@ -50,7 +50,7 @@ def camel2snake(
 # %% ../nbs/00_data.ipynb #c138a6ad
 def check_count(
     what:str,    # What is counted, for the error message
-    n,           # A whole number of any kind, such as NumPy's; not a bool
+    n,           # A whole number, Python's or NumPy's, but not a bool
     *,
     least:int=1, # The smallest number allowed
 ) -> int: # `n` as an int
@@ -64,17 +64,17 @@ def check_count(
 # %% ../nbs/00_data.ipynb #902b0081
 def did_you_mean(
     name:str,            # A name that doesn't exist
-    names:Iterable[str], # Those that do
-) -> str: # Such as " Did you mean 'loss'?", or an empty string
-    "Suggest the one of `names` that resembles `name` most."
+    names:Iterable[str], # The names that exist
+) -> str: # For example " Did you mean 'loss'?"; empty if nothing is close
+    "Suggest the one of `names` that is closest to `name`."
     close = difflib.get_close_matches(name, sorted(names), 1)
     return f" Did you mean {close[0]!r}?" if close else ''
 
 # %% ../nbs/00_data.ipynb #573ebb79
 def describe(
     o, # Anything
-) -> str: # Such as "a tensor of shape (3, 2)"
-    "Say what `o` is, for an error message."
+) -> str: # For example "a tensor of shape (3, 2)"
+    "Describe `o` for an error message."
     if isinstance(o, Tensor): return f"a tensor of shape {tuple(o.shape)}"
     length = f", of length {len(o)}" if hasattr(o, '__len__') else ''
     return f"something of type {type(o).__name__}{length}"
@@ -84,13 +84,13 @@ def map_tensors(
     f:Callable, # Called with each tensor
     o,          # A tensor, or tuples, lists, mappings and dataclasses of tensors; or anything
     *,
-    leaf:Callable=lambda o: False, # Called with anything else: is `f` to be called with it, too?
-): # The same structure, with the results in place of the tensors
+    leaf:Callable=lambda o: False, # Called with anything else; if it returns True, so is `f`
+): # The same structure, with `f(t)` for each tensor `t`
     "Apply `f` to each tensor in a batch, however the batch is nested."
     if isinstance(o, Tensor) or leaf(o): return f(o)
     def inside(v): return map_tensors(f, v, leaf=leaf)
     if isinstance(o, Mapping):
-        # a subclass stays what it is
+        # the copy has the class of the original
         new:Any = copy.copy(o) if isinstance(o, MutableMapping) else dict(o)
         for k, v in o.items(): new[k] = inside(v)
         return new
@@ -106,7 +106,7 @@ def map_tensors(
 def detached(
     o, # A batch, nested in any way
 ): # The same structure
-    "Cut each tensor in `o` off from its graph, so that the graph's memory can be freed."
+    "Detach each tensor in `o` from its graph, so that the graph's memory can be freed."
     if isinstance(o, Tensor): return o.detach()   # the usual case, twice in every batch
     return map_tensors(Tensor.detach, o)
 
@@ -130,8 +130,8 @@ def first_tensor(
 
 # %% ../nbs/00_data.ipynb #70d1d5dd
 def batch_size(
-    b, # Inputs or targets: a tensor, a list of anything, or tuples and mappings of such
-) -> int|None: # None if `b` doesn't say
+    b, # Inputs or targets: a tensor, a list of anything, a tuple or mapping of these
+) -> int|None: # None if it isn't known
     "Count the items of a batch."
     if isinstance(b, Tensor): return len(b) if b.ndim else 1
     if isinstance(b, PackedSequence): return int(b.batch_sizes[0])
@@ -153,9 +153,9 @@ def n_batches(
 
 # %% ../nbs/00_data.ipynb #8c6909ea
 def stacked(
-    values, # Tensors of one number, or anything else
+    values, # Tensors with one number each, or anything else
 ) -> Tensor|list: # A list if the values don't fit into one tensor
-    "Stack tensors of one number into one tensor, which takes less room in a file."
+    "Stack tensors with one number each into one tensor, which takes less room in a file."
     values = list(values)
     def kind(o): return (o.ndim, o.dtype, o.device) if isinstance(o, Tensor) else None
     kinds = set(map(kind, values))
@@ -177,7 +177,7 @@ def rng_state(
     These are Python's, NumPy's if NumPy is in use, PyTorch's on each device, and `generators`."""
     numpy = sys.modules['numpy'].random.get_state() if 'numpy' in sys.modules else None
     if numpy is not None: numpy = (numpy[0], numpy[1].tolist(), *numpy[2:])
-    # asking CUDA for its state would initialise it, and cost memory
+    # if CUDA isn't in use yet, asking for its state would initialise it and cost memory
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     return dict(python=random.getstate(), torch=torch.get_rng_state(), numpy=numpy, cuda=cuda,
@@ -205,7 +205,7 @@ def set_rng_state(
 # %% ../nbs/05_lr_finder.ipynb #6d2988ed
 def loader_generators(
     data, # A `DataBunch`
-) -> list[torch.Generator]:
+) -> list[torch.Generator]: # Each once
     "Find the random number generators of the data's loaders and samplers."
     found:list[torch.Generator] = []
     for dl in (data.train_dl, data.valid_dl):

@@ -88,7 +88,7 @@ def test_attribute_errors():
     with raises("'int' object has no attribute 'missing'"): cb.ratio
     with raises("Neither Buggy nor its Runner has an attribute 'n_itre'. Did you mean 'n_iter'"):
         cb.n_itre
-    with raises('attached to its runner by `fit`'): Plain().loss
+    with raises("can't read 'loss' yet: `fit` attaches a callback to its runner"): Plain().loss
     with raises('no model yet'): Runner().model
     assert not hasattr(Runner(), 'model')
 
@@ -236,7 +236,7 @@ def test_fit_checks_before_it_changes_anything():
     for args, message in (
         ((learn, 1), 'comes first'),
         ((1.0, learn), 'whole number'),
-        ((-1, learn), 'cannot be -1'),
+        ((-1, learn), 'is -1'),
         ((1, learn.model), "without 'model'"),
     ):
         with pytest.raises((TypeError, ValueError), match=message): run.fit(*args)
@@ -358,7 +358,7 @@ def test_learner_refuses_what_does_not_belong():
     opt = optim.SGD(model.parameters(), lr=.1)
     loss_func = F.cross_entropy
     for args, message in (
-        ((model, loss_func, opt, data), 'no optimizer'),
+        ((model, loss_func, opt, data), 'not an optimizer'),
         ((None, opt, loss_func, data), 'model is a NoneType'),
         ((model, opt, 'mse', data), 'loss_func is a str'),
         ((model, optim.SGD, loss_func, data), r'opt is a type: pass an object, as SGD\(...\)'),

@@ -688,10 +688,10 @@ def test_lr_find(tmp_path):
     def find(): return finish(fork(LR_FIND, *args, cwd=tmp_path))
     done = find()
     assert_succeeded(done)
-    assert 'valley' in done.stdout
+    assert 'minimum' in done.stdout
     assert 'steepest' in done.stdout
     rows = table(tmp_path/'sweep'/'lr_find.csv')
-    assert list(rows[0]) == ['step', 'lr', 'loss', 'smoothed']
+    assert list(rows[0]) == ['step', 'lr', 'loss', 'smoothed_lr', 'smoothed']
     assert 2 < len(rows) <= 100
     assert (tmp_path/'sweep'/'lr_find.png').exists()
     assert_refused(find(), 'holds another run')

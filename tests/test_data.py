@@ -447,7 +447,7 @@ class Stream(tud.IterableDataset):
 @pytest.mark.parametrize('make, says', [
     (Forgetful, r'a Forgetful, has no x and y: call super\(\).__init__\(x, y\), or define'),
     (Unsized, 'an? Unsized, has no x and y'),
-    (Stream, 'of type Stream, which has no length or can\'t be indexed: make a DataLoader'),
+    (Stream, "of type Stream, which has no length or can't be indexed: make your own DataLoader"),
     (lambda: [DataLoader(Dataset(X, Y))][0], 'of type DataLoader, which has no length or can'),
     (lambda: None, 'of type NoneType, which has no length'),
 ])

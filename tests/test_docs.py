@@ -107,7 +107,7 @@ def test_an_arxiv_id_is_that_of_a_paper_cited_beside_it():
         ('1506.01186', '(Smith 2018, arXiv 1506.01186)'),
         ('1234.56789', '[here](https://arxiv.org/abs/1234.56789)'),
     ):
-        assert cited(text)[1] == [f'arXiv {arxiv} is none of the papers cited beside it']
+        assert cited(text)[1] == [f'arXiv {arxiv} is not one of the papers cited next to it']
 
 
 @pytest.mark.parametrize('path', chapters, ids=lambda p: p.stem)

@@ -2,6 +2,7 @@
 import copy
 import itertools
 import signal
+import traceback
 
 import pytest
 import torch
@@ -367,6 +368,39 @@ def test_lost_error_is_noted():
     with pytest.raises(ValueError) as info: Runner([Bad(), raiser]).fit(1, tiny_learner())
     if not hasattr(info.value, 'add_note'): return   # Python 3.10
     assert any('hidden?' in note and 'after_fit' in note for note in info.value.__notes__)
+
+
+def test_a_traceback_ends_with_the_first_error_and_its_note():
+    class Bad(Callback):
+        def after_fit(self): raise AttributeError('hidden?')
+    raiser = Raiser('after_loss', ValueError('first'))
+    with pytest.raises(ValueError) as info: Runner([Bad(), raiser]).fit(1, tiny_learner())
+    text = ''.join(traceback.format_exception(info.value))
+    assert 'During handling' not in text
+    *_, last = [line for line in text.splitlines() if not line.startswith('While cleaning up')]
+    assert last == 'ValueError: first'
+
+
+# --- the model's mode
+
+@pytest.mark.parametrize('exc', [*CANCELS.values(), ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize('event', EVENTS)
+def test_the_model_is_in_evaluation_mode_however_a_fit_ends(event, exc):
+    "Unless no epoch has begun: then the mode is what it was"
+    for order, not_begun in ((-5, ('begin_fit', 'begin_epoch')), (0, ('begin_fit',))):
+        learn = tiny_learner(model=nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.1)))
+        if event in not_begun and exc is CancelEpochException: continue   # the next one begins
+        try: Runner(Raiser(event, exc(), order=order)).fit(2, learn)
+        except BaseException as e: assert isinstance(e, (exc, RuntimeError))
+        modes = [m.training for m in learn.model.modules()]
+        assert modes == [event in not_begun]*3
+
+
+def test_the_mode_after_a_fit_without_validation():
+    learn = tiny_learner()
+    learn.data.valid_dl = None
+    Runner().fit(1, learn)
+    assert not learn.model.training
 
 
 def test_only_completed_batches_count_as_iterations():

@@ -28,6 +28,12 @@ def test_chapter_04_trains_within_fifteen_code_cells():
     assert calls and calls[0] <= 15
 
 
+def test_chapter_04d_trains_within_fifteen_code_cells():
+    cells = sources(chapter('04d'))
+    calls = [i for i, s in enumerate(cells, 1) if re.search(r'^run\.fit\(', s, re.M)]
+    assert calls and calls[0] <= 15
+
+
 def test_the_small_runner_is_the_same_in_both_chapters():
     "Chapter 04c breaks the runner that chapter 04 has built, and no other one."
     def classes(number, *names):

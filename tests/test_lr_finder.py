@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_callback, quiet_runner, tiny_learner
+from helpers import make_callback, quiet_runner, tiny_learner, Tracer
 from torch import nn, optim
 
 from minifastai.data import DataBunch, Dataset, get_dls
@@ -22,6 +22,9 @@ from minifastai.schedules import (
     sched_lin, sched_no)
 from minifastai.recorder import Recorder
 from minifastai.lr_finder import LR_Find, lr_find, LRFindResult
+
+# these sweeps are about other things than the suggestion
+pytestmark = pytest.mark.filterwarnings('ignore:lr_find. no suggestion')
 
 # --- the finder leaves no trace
 
@@ -233,6 +236,16 @@ def test_a_callback_that_cancels_every_batch():
         lr_find(tiny_learner(), cbs=Never())
 
 
+def test_the_finder_cancels_the_run_and_skips_validation():
+    "Not the epoch: the sweep goes through the data as often as it needs"
+    tracer = Tracer()
+    Runner([LR_Find(max_iter=8, max_lr=1e-3), tracer]).fit(1, tiny_learner(n_train=3))
+    assert tracer.trace.count('begin_epoch') == 3
+    assert tracer.trace.count('begin_batch') == 8   # none in validation
+    assert tracer.trace.count('after_cancel_train') == 1
+    assert 'after_cancel_epoch' not in tracer.trace
+
+
 def test_exactly_max_iter_steps():
     for n in (2, 7, 100):
         learn = tiny_learner(n_train=3)
@@ -267,7 +280,7 @@ def test_losses_that_go_bad():
     assert len(explodes.lrs) < 100
 
 
-def result(lrs, losses): return LRFindResult(lrs, losses, losses, '')
+def result(lrs, losses): return LRFindResult(lrs, losses, '', beta=0.)
 
 
 def test_no_suggestion_without_a_descent():
@@ -276,18 +289,52 @@ def test_no_suggestion_without_a_descent():
     flat = (2.3 + 0.01*torch.randn(100)).tolist()
     rising = [2. + i/50 for i in range(100)]
     assert set(result(lrs, flat).suggestions.values()) == {None}
-    assert 'none' in repr(result(lrs, flat))
+    assert 'no suggestion, because the loss fell by only 1%' in repr(result(lrs, flat))
     assert result(lrs, rising).suggestion is None
     result(lrs, flat).plot()
 
 
 def test_suggestions_on_a_known_curve():
-    "A logistic descent around 1e-2, then an explosion: both suggestions lie on the descent"
+    "A logistic descent around 1e-2, then an explosion: all suggestions lie on the descent"
     lrs = [10**(-6 + 7*i/199) for i in range(200)]
     losses = [2.3 - 2/(1 + (1e-2/lr)**2) + max(0., lr - 0.5)*10 for lr in lrs]
     suggestions = result(lrs, losses).suggestions
     assert suggestions['steepest'] == pytest.approx(1e-2, rel=0.1)
     assert 5e-3 < suggestions['valley'] < 0.5
+    bottom = lrs[losses.index(min(losses))]
+    assert result(lrs, losses).suggestion == suggestions['minimum'] == pytest.approx(bottom*2/3)
+
+
+def test_the_lag_of_the_smoothing_is_corrected():
+    "On a straight line, over the logarithm of the rate, smoothed losses stay on that line"
+    lrs = [1e-4*1.2**i for i in range(60)]
+    found = LRFindResult(lrs, [10. - 0.1*i for i in range(60)], '', beta=0.9)
+    steps = [math.log(lr/1e-4)/math.log(1.2) for lr in found.smoothed_lrs]
+    for step, loss in zip(steps, found.smoothed): assert loss == pytest.approx(10. - 0.1*step)
+    assert steps[-1] < 59 - 7   # there is a lag to correct
+
+
+@pytest.mark.parametrize('fall, trusted', [(0.02, False), (0.09, False), (0.12, True), (0.5, True)])
+def test_a_curve_that_only_dips_is_not_trusted(fall, trusted):
+    lrs = [1e-6*1.17**i for i in range(100)]
+    losses = [2.3 - fall*2.3/(1 + (1/lr)**2) for lr in lrs] + [20., 40.]
+    found = result([*lrs, 20., 24.], losses)
+    assert (found.suggestion is not None) == trusted
+    assert bool(found.advice) != trusted
+    if not trusted: assert 'Try more steps, for example max_iter=1020' in found.advice
+    # a loss that can be negative has no meaningful fraction: only its noise counts
+    shifted = [loss - 2.3 for loss in losses]
+    assert result([*lrs, 20., 24.], shifted).suggestion is not None
+
+
+def test_a_warning_when_there_is_no_suggestion():
+    learn = tiny_learner(loss_func=lambda p, y: F.cross_entropy(p, y)*1e-3 + 5)
+    before = copy.deepcopy(learn.model.state_dict())
+    with pytest.warns(UserWarning, match='lr_find: no suggestion, because') as caught:
+        found = lr_find(learn, max_iter=30, max_lr=1.)
+    assert caught[0].filename == __file__   # the warning names the caller's line
+    assert found.suggestion is None
+    for k, v in learn.model.state_dict().items(): assert torch.equal(v, before[k])
 
 
 def test_what_comes_down_from_an_explosion_is_no_suggestion():
@@ -307,7 +354,7 @@ def test_what_comes_down_from_an_explosion_is_no_suggestion():
     (dict(max_iter=1), 'at least 2'),
     (dict(min_lr=0.), 'has to grow'),
     (dict(min_lr=1., max_lr=1.), 'has to grow'),
-    (dict(beta=1.), 'between 0 and 1'),
+    (dict(beta=1.), 'at least 0 and below 1'),
 ])
 def test_refusals(kw, message):
     with pytest.raises(ValueError, match=message): lr_find(tiny_learner(), **kw)
@@ -351,7 +398,7 @@ def test_any_setting_and_any_group():
 def test_schedulers_of_other_optimizers_are_refused():
     other = optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     of_other = LRSchedulerCallback(optim.lr_scheduler.StepLR(other, 1))
-    with pytest.raises(ValueError, match="another optimizer's"):
+    with pytest.raises(ValueError, match="belongs to another optimizer"):
         Runner(of_other).fit(1, tiny_learner())
     plateau = LRSchedulerCallback(optim.lr_scheduler.ReduceLROnPlateau, per_batch=False)
     with pytest.raises(ValueError, match='add an AvgStatsCallback'):
@@ -469,7 +516,7 @@ def exponential(opt): return optim.lr_scheduler.ExponentialLR(opt, 0.5)
     lr_find,
 ])
 def test_an_optimizer_without_groups(use):
-    with pytest.raises(TypeError, match=r"opt.param_groups.*, which Wrapper doesn't have"):
+    with pytest.raises(TypeError, match=r"opt.param_groups.*, but Wrapper doesn't have it"):
         use(tiny_learner(opt_func=Wrapper))
 
 
@@ -495,7 +542,7 @@ class OfEpochs:
 def test_what_is_no_scheduler():
     with pytest.raises(TypeError, match='function of the optimizer'): LRSchedulerCallback(None)
     for f in (OfEpochs, lambda opt: None):
-        with pytest.raises(TypeError, match=r'a step\(\) that takes no arguments'):
+        with pytest.raises(TypeError, match=r'whose step\(\) works without arguments'):
             Runner(LRSchedulerCallback(f)).fit(1, tiny_learner())
 
 
@@ -570,7 +617,7 @@ def test_recorder_counts_completed_batches_only(tmp_path):
 def test_records_in_odd_cases():
     run = Runner(Recorder())
     rec = run.recorder
-    with pytest.raises(ValueError, match='nothing has been recorded'): rec.plot()
+    with pytest.raises(ValueError, match='has recorded nothing yet'): rec.plot()
     assert rec.batch_rows() == []
     assert rec.losses == []
     run.fit(1, tiny_learner())

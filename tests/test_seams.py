@@ -56,7 +56,7 @@ def test_each_seam_can_be_taken_over_once(seam):
     Runner().fit(2, theirs)
     assert torch.equal(ours.model.weight, theirs.model.weight)
     assert len(calls) == (2*5 if seam in ('get_pred', 'get_loss') else 2*3)
-    with pytest.raises(ValueError, match=f"Both First and Second want to do '{seam}'"):
+    with pytest.raises(ValueError, match=f"Both First and Second have a method '{seam}'"):
         Runner([first, second])
 
 

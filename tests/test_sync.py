@@ -489,6 +489,13 @@ def is_public_method(node):
     return node.name == '__init__' or not node.name.startswith('_')
 
 
+def is_patch(node):
+    "Is it a method that fastcore's `@patch` adds to a class with a public name?"
+    if not isinstance(node, ast.FunctionDef): return False
+    patches = [d for d in node.decorator_list if ast.unparse(d) == 'patch']
+    return bool(patches) and not node.args.args[0].annotation.id.startswith('_')
+
+
 def surface_of_class(module, node):
     "A line for a class, and one for each of its public methods"
     name = f'{module}.{node.name}'
@@ -498,7 +505,10 @@ def surface_of_class(module, node):
 
 
 def surface() -> list[str]:
-    "A line for each exported name, and for each public method of a class, as the source has it"
+    """A line for each exported name, and for each public method of a class, as the source has it.
+
+    Methods that are patched into an exported class have a line as well.
+    """
     lines = []
     for module in CHAPTERS:
         if module in SITE_WIDE: continue
@@ -506,6 +516,8 @@ def surface() -> list[str]:
         for node in parsed(module).body:
             if isinstance(node, ast.FunctionDef) and node.name in names:
                 lines.append(signature(f'{module}.', node))
+            if is_patch(node) and is_public_method(node):
+                lines.append(signature(f'{module}.{node.args.args[0].annotation.id}.', node))
             if isinstance(node, ast.ClassDef) and node.name in names:
                 lines += surface_of_class(module, node)
             if isinstance(node, ast.Assign):

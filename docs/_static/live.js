@@ -1,5 +1,5 @@
-/* Draws the picture that a cell with `#| live: name` has stored anew whenever a control moves. Without this script, the picture stays.
-   tests/test_live.py compares mathematics and controls with the notebooks'. */
+/* Replaces the stored picture of a cell with `#| live: name` by a figure with controls. Without this script, the picture stays.
+   tests/test_live.py compares the mathematics and the controls with the notebooks. */
 const live = (() => {
   // Schedules, as in chapter 05
   const schedCos = (start, end) => pos => start + (1 - Math.cos(Math.PI*pos))*(end - start)/2;
@@ -17,7 +17,7 @@ const live = (() => {
   const upDown = (warm, start, high, end) => combineScheds([warm, 1 - warm], [schedCos(start, high), schedCos(high, end)]);
   const mean = f => range(100).reduce((sum, i) => sum + f((i + 0.5)/100), 0)/100;
 
-  // Averages that forget, as in chapter 07; its numbers in hundredths, to the base 36
+  // Moving averages, as in chapter 07; its numbers in hundredths, in base 36
   const numbers = 'arapd7cpg9ftd080esaeevere8hch0d7a596fhg3fk9kcyj1fzc9dfeehribgjbkc7dzcjelf4e7fof4dmg3d3e1fcka9t9hc1gbgueed9ctfecscnfyi4nd9nahiycdcbgggzhh9sl1cleu9dcdckciaxgzdig5lzo5jwm8okl4p4n8ljsmh0m3jcjkmbo7qtign6noezhilln0mxmgn6nhnijtoejnlmfgm1m5own7jom2kikyrkl4mkpgosq3jsl2k0ntnxnjrnjam0mkklislyjdldmxlimkmwpgn1nblolwmrk3gymlkan3monb'.match(/../g).map(n => parseInt(n, 36)/100);
   function movingAverage(numbers, momentum, debiased) {
     let avg = 0;
@@ -33,7 +33,7 @@ const live = (() => {
   }
   const binomial = x => x.map(v => 1/(1 + Math.exp(-v)));
 
-  // Is item i's channel j averaged together with item n's channel c? (C channels; all numbered from 0)
+  // Is item i's channel j averaged together with item n's channel c? (C channels, counted from 0)
   const partners = (norm, groups, C, n, c) => (i, j) => (norm === 'batch' || i === n) && (norm === 'layer' || (norm === 'group' ? Math.floor(j*groups/C) === Math.floor(c*groups/C) : j === c));
 
   // Drawing
@@ -46,7 +46,7 @@ const live = (() => {
   const rect = (x, y, width, height, cls) => svg('rect', { x, y, width, height, class: cls });
   const key = (x, cls, s) => [svg('path', { d: `M${x} 12h26`, class: cls }), text(x + 32, 16, s, 'start')];
 
-  // A frame with ticks, x and y that place a number in it, and lines
+  // A frame with ticks, functions x and y that place a number in it, and lines
   function frame(left, top, right, bottom, [x0, x1], [y0, y1], xticks, yticks) {
     const x = v => left + (v - x0)/(x1 - x0)*(right - left), y = v => bottom - (v - y0)/(y1 - y0)*(bottom - top);
     const parts = [rect(left, top, right - left, bottom - top, 'frame'), ...xticks.map(v => text(x(v), bottom + 17, v)),
@@ -54,19 +54,19 @@ const live = (() => {
     return { x, y, parts, line: (cls, points) => svg('polyline', { class: cls, points: points.map(([a, b]) => `${x(a)},${y(b)}`).join(' ') }) };
   }
 
-  // The figures: controls as the notebook's, and draw(state, width, choose) for height, name, sentence, and parts
+  // The figures: the notebook's controls, and draw(state, width, choose), which returns height, label, sentence and parts
   const classes = ['cat', 'dog', 'plane', 'fish', 'building'], image = [0.02, -2.49, -1.75, 2.07, 1.25];
   const figures = {
     schedule: {
       controls: {
         high: { label: 'Peak rate', min: 0.1, max: 2, step: 0.1, value: 0.6 },
-        warm: { label: 'Share of warm-up', min: 0.05, max: 0.95, step: 0.05, value: 0.3, show: percent },
+        warm: { label: 'Warm-up fraction', min: 0.05, max: 0.95, step: 0.05, value: 0.3, show: percent },
         end: { label: 'Final rate', min: 0, max: 1, step: 0.05, value: 0.2 } },
       draw({ high, warm, end }, width) {
         const top = high > 1 ? 2 : 1, rate = upDown(warm, 0.3, high, end), line = (f, cls, sched) => f.line(cls, range(101).map(i => [i/100, sched(i/100)]));
         const above = frame(40, 26, width - 12, 186, [0, 1], [0, top], [], [0, top/2, top]);
         const below = frame(40, 222, width - 12, 292, [0, 1], [0.84, 0.96], [0, 0.25, 0.5, 0.75, 1], [0.85, 0.9, 0.95]);
-        return [334, 'Learning rate and momentum during a training', `The learning rate goes from 0.30 to ${fixed(high)} in ${percent(warm)} of the training, then to ${fixed(end)}; its mean is ${fixed(mean(rate), 3)}.`,
+        return [334, 'Learning rate and momentum in a training run', `The learning rate goes from 0.30 to ${fixed(high)} in the first ${percent(warm)} of the run, then to ${fixed(end)}. Its mean is ${fixed(mean(rate), 3)}.`,
           ...above.parts, ...below.parts, line(above, 'blue', rate), line(below, 'green', upDown(warm, 0.95, 0.85, 0.95)),
           text(40, 18, 'learning rate', 'start'), text(40, 214, 'momentum', 'start'), text(width/2 + 14, 328, 'position in training')];
       },
@@ -77,7 +77,7 @@ const live = (() => {
         const f = frame(30, 36, width - 12, 226, [0, 160], [0, 11], [0, 40, 80, 120, 160], [0, 5, 8]);
         const curve = debiased => movingAverage(numbers, momentum, debiased), line = (cls, debiased) => f.line(cls, curve(debiased).map((v, i) => [i, v])), steps = stepsToHalf(curve(debiased));
         return [268, 'A moving average of noisy numbers, which jump from 5 to 8',
-          `The ${debiased ? 'debiased ' : ''}average ${steps ? '' : 'never '}gets past 6.5, halfway up the jump${steps ? `, after ${steps} of the new numbers` : ''}; ${percent(noiseLeft(momentum))} of the noise is left.`,
+          `The ${debiased ? 'debiased ' : ''}average ${steps ? '' : 'never '}gets past 6.5, halfway up the jump${steps ? `, after ${steps} of the new numbers` : ''}. ${percent(noiseLeft(momentum))} of the noise is left.`,
           ...f.parts, text(width/2 + 9, 262, 'step'), ...numbers.map((n, i) => svg('circle', { cx: f.x(i), cy: f.y(n), r: 2 })), ...key(30, 'blue', 'average'), line('blue'),
           ...debiased ? [...key(130, 'orange', 'debiased'), line('orange', true)] : []];
       },
@@ -86,7 +86,7 @@ const live = (() => {
       controls: {
         temperature: { label: 'Temperature', min: 0.1, max: 10, step: 0.1, value: 1 },
         constant: { label: 'Added to all five', min: -4, max: 4, step: 0.04, value: 0 },
-        fish: { label: 'Added to the fish alone', min: -4, max: 4, step: 0.04, value: 0 } },
+        fish: { label: 'Added to fish only', min: -4, max: 4, step: 0.04, value: 0 } },
       draw({ temperature, constant, fish }, width) {
         const x = image.map((v, i) => (v + constant + (i === 3 ? fish : 0))/temperature), f = frame(30, 40, width - 12, 228, [0, 5], [0, 1.1], [], [0, 0.5, 1]), w = (f.x(1) - f.x(0))*0.43;
         const both = [['softmax', softmax(x), 'bar'], ['sigmoid', binomial(x), 'outline']].map(([name, p, cls]) => ({ name, p, cls, sum: fixed(total(p)) }));
@@ -94,7 +94,7 @@ const live = (() => {
           const left = f.x(i + 0.5) + (k - 1)*w;
           return [rect(left, f.y(v), w, 228 - f.y(v), cls), text(left + w/2, f.y(v) - 4, fixed(v))];
         })]);
-        return [270, 'Softmax and sigmoid of five activations', both.map(({ name, p, sum }) => `${name}: ${classes.map((c, i) => `${c} ${fixed(p[i])}`).join(', ')}, in all ${sum}`).join('; ') + '.',
+        return [270, 'Softmax and sigmoid of five activations', both.map(({ name, p, sum }) => `${name}: ${classes.map((c, i) => `${c} ${fixed(p[i])}`).join(', ')}, sum ${sum}`).join('; ') + '.',
           ...f.parts, ...bars, ...classes.flatMap((name, i) => [text(f.x(i + 0.5), 246, name), text(f.x(i + 0.5), 264, fixed(x[i]))])];
       },
     },
@@ -120,7 +120,7 @@ const live = (() => {
     },
   };
 
-  // A figure in place of a picture; its sentence is announced once the controls rest
+  // Replaces a picture by a figure; screen readers announce its sentence once the controls rest
   function build(name, still) {
     const { controls, draw } = figures[name], state = {}, updates = [], picture = svg('svg', { role: 'img' }), room = still.parentElement;
     const fit = () => Math.min(room.clientWidth, 640), said = html('p', { 'aria-hidden': true }), announced = html('p', { class: 'announced', role: 'status' });

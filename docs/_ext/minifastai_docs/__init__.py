@@ -1,4 +1,4 @@
-"The site's own Sphinx extension. Each module is one subject, and can be loaded by itself."
+"The site's own Sphinx extension. Each module has one subject, and can be loaded separately."
 
 MODULES = ('course', 'citations', 'pages', 'plain', 'reference')
 

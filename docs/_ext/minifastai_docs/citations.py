@@ -1,6 +1,6 @@
-"""Papers: text that cites one links to its entry of docs/references.toml.
+"""Papers: text that cites a paper links to its entry in docs/references.toml.
 
-Nothing has to be marked in a notebook or in a docstring. The authors may be named as
+A notebook or a docstring needs no markup for this. You can cite a paper as
 
     Smith (2018)
     Wu and He (2018)
@@ -8,8 +8,8 @@ Nothing has to be marked in a notebook or in a docstring. The authors may be nam
     He and others (2015)
     He et al. (2015)
 
-and the year may have no brackets of its own, as within others: `(Smith 2018, section 5)`.
-Each chapter ends with the papers that it cites.
+or, inside other brackets, with the year bare: `(Smith 2018, section 5)`. Each chapter ends with
+a list of the papers that it cites.
 """
 import re
 import tomllib
@@ -32,13 +32,13 @@ DOCS = Path(__file__).resolve().parents[2]
 # The bibliography
 
 def listed(names: list[str]) -> str:
-    "Names as a sentence lists them: Ba, Kiros and Hinton"
+    "List names as a sentence does: Ba, Kiros and Hinton"
     *before, last = names
     return f"{', '.join(before)} and {last}" if before else last
 
 @dataclass
 class Paper:
-    "An entry of docs/references.toml"
+    "An entry in docs/references.toml"
     authors: str
     year: int
     title: str
@@ -47,33 +47,33 @@ class Paper:
     url: str = ''
 
     def full_names(self) -> list[str]:
-        "The authors as the entry names them; those that it does not name are 'others'"
+        "Return the authors as the entry names them; 'others' stands for those it doesn't name"
         return re.split(', | and ', self.authors)
 
     def surnames(self) -> list[str]:
-        "The authors' names without initials"
+        "Return the authors' names without initials"
         return [re.sub(r'(\w\.[ -]?)+', '', name) for name in self.full_names()]
 
     def names(self) -> set[str]:
-        "The ways in which a text may name the authors"
+        "Return the ways in which a text may name the authors"
         surnames = self.surnames()
         res = {listed(surnames)}
         if len(surnames) > 2 or surnames[-1] == 'others': res.add(f'{surnames[0]} and others')
         return res
 
     def link(self) -> str:
-        "Where the paper is, in Markdown"
+        "Return a link to the paper, in Markdown"
         if self.arxiv: return f'[arXiv {self.arxiv}](https://arxiv.org/abs/{self.arxiv})'
         return f'<{self.url}>' if self.url else ''
 
     def markdown(self) -> str:
-        "The entry as a reader sees it"
+        "Return the entry as readers see it"
         title = f'*{self.title}*' + '.'*(self.title[-1] not in '.?!')
         facts = [f'{fact}.' for fact in (self.venue, self.link()) if fact]
         return ' '.join([f'{listed(self.full_names())} ({self.year}).', title, *facts])
 
 def read_papers(path: Path) -> dict[str, Paper]:
-    "The bibliography, by the names of its entries, in the order of their authors"
+    "Read a bibliography: papers by the names of their entries, sorted by author"
     entries = tomllib.loads(path.read_text(encoding='utf-8'))
     papers = {key: Paper(**entry) for key, entry in entries.items()}
     def place(item): return [name.lower() for name in item[1].surnames()], item[1].year
@@ -81,7 +81,7 @@ def read_papers(path: Path) -> dict[str, Paper]:
 
 @cache
 def bibliography() -> dict[str, Paper]:
-    "The papers of docs/references.toml"
+    "Return the papers in docs/references.toml"
     return read_papers(DOCS/'references.toml')
 
 
@@ -97,13 +97,13 @@ ARXIV_ID = r'\d{4}\.\d{4,5}'
 
 @dataclass
 class Citation:
-    "Where a text cites a paper, and which one; None if the bibliography does not have it"
+    "Where a text cites a paper, and which one; None if the bibliography doesn't have it"
     start: int
     end: int
     key: str | None
 
 def find_citations(text: str, papers: Mapping[str, Paper]) -> list[Citation]:
-    "What cites a paper, and what looks as if it did"
+    "Find what cites a paper, and what looks like a citation but isn't a known one"
     keys = {(names, paper.year): key for key, paper in papers.items() for names in paper.names()}
     res = []
     for m in CITATION.finditer(text):
@@ -112,47 +112,47 @@ def find_citations(text: str, papers: Mapping[str, Paper]) -> list[Citation]:
     return res
 
 def known(m: re.Match, keys: Mapping[tuple[str, int], str]) -> Citation | None:
-    "The citation of a paper that the bibliography has"
+    "Return the citation of a paper in the bibliography, or None"
     names, year, start = m['names'], int(m['year'] or m['bare']), m.start('names')
-    while True:   # a list of names may begin before the authors: 'In Berlin, Wu and He (2018)'
+    while True:   # other names may come before the authors: 'In Berlin, Wu and He (2018)'
         if key := keys.get((plain(names), year)): return Citation(start, m.end(), key)
         if ', ' not in names: return None
         first, names = re.split(r',\s', names, maxsplit=1)
         start += len(first) + 2
 
 def plain(names: str) -> str:
-    "Authors' names in the one spelling under which they are looked up"
+    "Return authors' names in the spelling that we look up"
     names = re.sub(r"['’]s$", '', ' '.join(names.split())).replace('&', 'and')
     return re.sub(r',? et al\.?$', ' and others', names).replace(', and ', ' and ')
 
 def looks_like_one(text: str, m: re.Match) -> bool:
-    """Whether an unknown name and year is meant as a citation.
+    """Tell whether an unknown name with a year is meant as a citation.
 
-    It is by the year's brackets, by an 'and', or at the beginning of a bracket.
+    It is if the year has brackets, if there is an 'and', or if it comes first in a bracket.
     """
     if NO_NAMES & set(re.findall(r'\w+', m['names'])): return False
     if m['year'] or re.search(r'\s(and|&|al\.?)\b', m['names']): return True
     return bool(re.search(r'\((after |see )?$', text[:m.start()]))
 
 def arxiv_ids(text: str) -> set[str]:
-    "The arXiv ids that a text names"
+    "Return the arXiv ids in a text"
     return set(re.findall(rf'\barxiv(?:\.org/abs/|[: ])({ARXIV_ID})', text, re.I))
 
 def cited(text: str, papers: Mapping[str, Paper]) -> tuple[list[str], list[str]]:
-    "The papers that a text cites, and what is wrong with its citations"
+    "Return the papers that a text cites, and complaints about its citations"
     found = find_citations(text, papers)
     keys = list(dict.fromkeys(c.key for c in found if c.key))
     unknown = [text[c.start:c.end] for c in found if not c.key]
     strange = sorted(arxiv_ids(text) - {papers[key].arxiv for key in keys})
     wrong = [f'no paper in docs/references.toml for "{citation}"' for citation in unknown]
-    wrong += [f'arXiv {i} is none of the papers cited beside it' for i in strange]
+    wrong += [f'arXiv {i} is not one of the papers cited next to it' for i in strange]
     return keys, wrong
 
 
 # The list of papers of a page
 
 def add_references(chapters: dict) -> dict[str, list[str]]:
-    "End each notebook with the papers that its prose, comments and docstrings cite; return these"
+    "Add to each notebook a list of the papers that it cites; return their keys"
     papers = bibliography()
     res = {docname: keys_of_notebook(docname, nb, papers) for docname, nb in chapters.items()}
     for docname, keys in res.items():
@@ -163,7 +163,7 @@ def add_references(chapters: dict) -> dict[str, list[str]]:
     return res
 
 def keys_of_notebook(docname: str, nb, papers: Mapping[str, Paper]) -> list[str]:
-    "The papers that a notebook cites, in the order of the bibliography"
+    "Return the papers that a notebook cites, in the order of the bibliography"
     found = set()
     for cell in nb.cells:
         keys, wrong = cited(cell.source, papers)
@@ -172,11 +172,11 @@ def keys_of_notebook(docname: str, nb, papers: Mapping[str, Paper]) -> list[str]
     return [key for key in papers if key in found]
 
 def letters(text: str) -> str:
-    "A title without what typography changes"
+    "Return a title's letters and digits, in lower case"
     return re.sub(r'\W', '', text).lower()
 
 def name_entries(app, doctree):
-    "Give each entry of a list of papers its address"
+    "Give each entry in a list of papers an anchor"
     keys = {letters(paper.title): key for key, paper in bibliography().items()}
     for entries in doctree.findall(nodes.bullet_list):
         if app.env.docname != 'papers' and 'references' not in entries.parent['ids']: continue
@@ -192,22 +192,22 @@ NOT_PROSE = (nodes.FixedTextElement, nodes.literal, nodes.math, nodes.raw, nodes
              nodes.title)
 
 def in_prose(node) -> bool:
-    "Whether a text may have links, and is not an entry of the bibliography itself"
+    "Tell whether a text may have links, and isn't itself an entry of the bibliography"
     while node := node.parent:
         if isinstance(node, NOT_PROSE) or 'papers' in node.get('classes', ()): return False
     return True
 
 class Link(NamedTuple):
-    "Which part of a text becomes a link, and where to"
+    "The part of a text that becomes a link, and its target"
     start: int
     end: int
     uri: str
     internal: bool
 
 class LinkCitations(SphinxPostTransform):
-    """Link citations and arXiv ids.
+    """Turns citations and arXiv ids into links.
 
-    A citation leads to the page's entry of that paper, or to that of the page of all papers.
+    A citation links to the paper's entry on the same page, or else on the page of all papers.
     """
     default_priority = 60
 
@@ -221,7 +221,7 @@ class LinkCitations(SphinxPostTransform):
             if links: text.parent.replace(text, linked(text, links))
 
 def links_in(text: str, here: set[str], page: str) -> list[Link]:
-    "The links of a text, given the papers that its own page lists, and the page of all papers"
+    "Find the links in a text, given the papers on its own page, and the page of all papers"
     res = []
     for c in find_citations(text, bibliography()):
         address = '' if c.key in here else page
@@ -231,7 +231,7 @@ def links_in(text: str, here: set[str], page: str) -> list[Link]:
     return sorted(res)
 
 def linked(text: str, links: list[Link]) -> list[nodes.Node]:
-    "A text in pieces, some of them links"
+    "Return a text in pieces, some of them links"
     res, at = [], 0
     for start, end, uri, internal in links:
         classes = ['citation'] if internal else []

@@ -1,20 +1,20 @@
-"""The course's notebooks as pages, in the order of their file names.
+"""Turns the course's notebooks into pages, in the order of their file names.
 
-They are staged through nbdev's processors, with their stored outputs. A chapter is written for
-Jupyter and nbdev. Directives at the top of a code cell say what only the site understands:
+The notebooks go through nbdev's processors, with their stored outputs. Chapters are written for
+Jupyter and nbdev. A few directives at the top of a code cell are for the site alone:
 
-    #| fig-alt: what the picture shows
+    #| fig-alt: what the picture shows, in words
         every picture needs one
     #| fig-cap: a caption, in Markdown
-        for a cell that shows one picture
+        for a cell that shows exactly one picture
     #| solution
-        folds the cell, output included, under "Show solution"
+        folds the cell and its output under "Show solution"
     #| code-fold: true
         the same, under "Show code"
     #| live: schedule
-        a cell of one picture, which _static/live.js draws anew, with the controls that it has by
-        that name; without JavaScript the picture stays. A notebook's own controls are in a hidden
-        cell after it
+        a cell with one picture, which _static/live.js replaces by a figure of that name with
+        controls; without JavaScript, the picture stays. The notebook's own controls are in a
+        hidden cell after it
 """
 import re
 from importlib.util import find_spec
@@ -44,16 +44,16 @@ PICTURE_FILES = ('.png', '.jpg', '.gif', '.svg', '.webp')
 # The order of the chapters
 
 def notebooks(nbs: Path) -> list[Path]:
-    "The notebooks in reading order: the home page, the introduction, the chapters"
+    "Return the notebooks in reading order: home page, introduction, chapters"
     found = [p for p in nbs.glob('*.ipynb') if p.name[0] not in '._']
     return sorted(found, key=lambda p: (p.stem != 'index', p.stem != 'introduction', p.stem))
 
 def number(docname: str) -> str:
-    "A chapter's number as its file name spells it: 04a of 04a_statistics; nothing for other pages"
+    "Return a chapter's number, such as 04a for 04a_statistics, or '' for other pages"
     return m[1] if (m := re.match(r'(\d+[a-z]*)_', docname)) else ''
 
 def parts(docnames: list[str]) -> dict[str, list[str]]:
-    "The parts of the sidebar that hold notebooks"
+    "Return the parts of the sidebar that have notebooks"
     res = {'The course': [], 'Applications': []}
     for docname in docnames:
         part = 'Applications' if number(docname).startswith('9') else 'The course'
@@ -61,7 +61,7 @@ def parts(docnames: list[str]) -> dict[str, list[str]]:
     return res
 
 def toctree(caption: str, docnames: list[str]) -> str:
-    "One part of the sidebar, as the directive that makes it"
+    "Return the directive for one part of the sidebar"
     return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *docnames, '```'])
 
 
@@ -72,7 +72,7 @@ def default_exp_(cell, *_):
     del cell['source']
 
 def exported(cell) -> list[str]:
-    "Names that an exported cell adds to the package, a patched method as Class.method"
+    "Return the names that an exported cell adds to the package; Class.method if patched"
     names = []
     for node in cell.parsed_() or ():
         if hasattr(node, 'name'): names += listify(patch_name(node))
@@ -80,11 +80,11 @@ def exported(cell) -> list[str]:
     return names
 
 def unquoted(text: str) -> str:
-    "A directive's value without the quotes that some put around it"
+    "Return a directive's value without quotes around it"
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in '"\'' else text
 
 def metadata_for_myst(cell):
-    "Move what the site's directives say to the metadata that MyST-NB reads"
+    "Copy the site's directives to the metadata that MyST-NB reads"
     said, meta = cell.get('directives_', {}), cell.metadata
     mystnb, tags = dict(meta.get('mystnb', {})), list(meta.get('tags', []))
     if 'fig-alt' in said: mystnb['image'] = dict(alt=unquoted(said['fig-alt']))
@@ -100,49 +100,50 @@ def metadata_for_myst(cell):
     cell['metadata'] = dict(tags=tags, mystnb=mystnb, exports=names, id=cell.id)
 
 def outputs_for_a_page(cell):
-    "Keep what a page without a kernel can show, and fold what is long"
+    "Drop outputs that need a kernel, and fold long ones"
     outputs = cell.get('outputs', [])
     for out in outputs:
-        if 'text' in out:   # only the last state of a progress bar
+        if 'text' in out:   # keep only the last state of a progress bar
             out['text'] = re.sub(r'[^\n]*\r(?!\n)', '', out['text'])
         if 'data' in out: out['data'].pop(WIDGET, None)
     lines = sum(out.get('text', '').count('\n') for out in outputs)
     if lines > 30 and 'hide-cell' not in cell.metadata['tags']:
         show = f'Show all {lines} lines'
         cell.metadata['tags'].append('hide-output')
-        cell.metadata['mystnb'] |= dict(code_prompt_show=show, code_prompt_hide='Hide them')
+        cell.metadata['mystnb'] |= dict(code_prompt_show=show, code_prompt_hide='Hide the output')
 
 def links_as_slugs(cell):
-    "Spell links to headings as MyST does: (04_callbacks.ipynb#The-Runner) becomes (#the-runner)"
+    "Spell links to headings as MyST does: (04_callbacks.ipynb#The-Runner) ends in #the-runner"
     if cell.cell_type != 'markdown': return
     def slug(m): return f']({m[1]}#' + re.sub(r'[^\w-]', '', m[2].lower()) + ')'
     cell.source = re.sub(r'\]\(([\w./-]*)#([^)\s]+)\)', slug, cell.source)
 
 def complaints(cell) -> list[str]:
-    "What a reader of the page would miss"
+    "Return complaints about what a reader of the page would miss"
     mystnb, res = cell.metadata['mystnb'], []
     outputs = [out['data'] for out in cell.get('outputs', []) if 'data' in out]
     pictures = sum(not PICTURES.isdisjoint(data) for data in outputs)
     is_live = any(tag.startswith('live-') for tag in cell.metadata['tags'])
     has_alt = bool(mystnb.get('image', {}).get('alt'))
     if is_live and 'figure' not in mystnb:
-        res.append('a live figure without a picture to stand for it, and its fig-cap')
+        res.append('a live figure needs a picture with a fig-cap, for readers without JavaScript')
     if re.search(r'^#\|', cell.source, re.M):
-        res.append('a directive that is not at the top of its cell')
-    if 'figure' in mystnb and pictures != 1: res.append(f'a fig-cap for {pictures} pictures')
+        res.append('a directive has to be at the top of its cell')
+    if 'figure' in mystnb and pictures != 1:
+        res.append(f'a cell with a fig-cap needs one picture, but this one has {pictures}')
     for data in outputs: res += complaints_of_output(data, has_alt)
     return res
 
 def complaints_of_output(data, has_alt: bool) -> list[str]:
-    "What a reader of the page would miss in an output"
+    "Return complaints about what a reader would miss in an output"
     html, res = data.get('text/html', ''), []
-    if not data: res.append('a widget with nothing to show in its place')
+    if not data: res.append('a widget needs another output to show in its place')
     if PICTURES & data.keys() and not has_alt:
-        res.append('a picture without alt text (#| fig-alt: ...)')
+        res.append('a picture needs alt text (#| fig-alt: ...)')
     if re.search(r'<img(?![^>]*\balt=)', html):
-        res.append('a picture within HTML, without alt text')
+        res.append('a picture in an HTML output needs alt text')
     if 'application/javascript' in data or re.search(r'<script|\bsrc="?https?:', html):
-        res.append('an output that needs a script or the network')
+        res.append('an output must not need a script or the network')
     return res
 
 
@@ -152,7 +153,7 @@ PROCESSORS = [hide_, default_exp_, hide_line, filter_stream_, strip_ansi, clean_
               rm_header_dash, metadata_for_myst, outputs_for_a_page, links_as_slugs]
 
 def staged(path: Path):
-    "The notebook as the site shows it"
+    "Return a notebook as the site shows it"
     nb = NBProcessor(path, process=True, procs=PROCESSORS).nb
     for cell in nb.cells:
         for complaint in complaints(cell): log.warning(complaint, location=f'{path}:{cell.id}')
@@ -164,7 +165,7 @@ def staged(path: Path):
     return nb
 
 def facts(docname: str, nb, builds: list[str], continues: list[str]) -> str:
-    "What follows a chapter's title: the time to read it, its modules, its plain text"
+    "Return the line below a title: time to read, modules, link to the plain text"
     said = [f'{times.in_words(times.minutes(nb))} to read']
     if builds: said.append('builds ' + ', '.join(map(link_to_module, builds)))
     if continues: said.append('adds to ' + ', '.join(map(link_to_module, continues)))
@@ -172,7 +173,7 @@ def facts(docname: str, nb, builds: list[str], continues: list[str]) -> str:
     return f'<p class="chapter-facts">{" · ".join(said)}</p>'
 
 def link_to_module(module: str) -> str:
-    "From a chapter, a link to a module's page of the reference"
+    "Return a link from a chapter to a module's reference page"
     # minifastai.all has no page of its own
     page = f'{module.rsplit(".", 1)[1]}.html'
     if module.endswith('.all'): page = f'index.html#module-{module}'
@@ -181,13 +182,13 @@ def link_to_module(module: str) -> str:
 def stage(app, config):
     "Write the source of every page to docs/_build, and make that Sphinx's source folder"
     root, build = Path(app.confdir).parent, Path(app.confdir)/'_build'
-    # from nothing each time: Sphinx does not repeat warnings of pages that it need not read again
+    # start empty each time, because Sphinx doesn't repeat warnings about unchanged pages
     rmtree(build, ignore_errors=True)
     app.srcdir, app.doctreedir = build/'pages', build/'doctrees'
     app.srcdir.mkdir(parents=True)
 
     chapters = {path.stem: staged(path) for path in notebooks(root/'nbs')}
-    if 'index' not in chapters: raise ConfigError('there is no home page: nbs/index.ipynb')
+    if 'index' not in chapters: raise ConfigError('nbs/index.ipynb, the home page, is missing')
     add_facts(chapters, root/config.project)
     cited, homes = citations.add_references(chapters), definitions(chapters)
     sidebar = parts(chapters) | pages.write_pages(app.srcdir, chapters, cited)
@@ -200,7 +201,7 @@ def stage(app, config):
     config.linkcode_resolve = lambda domain, info: link_to_cell(homes, info['fullname'])
 
 def add_facts(chapters: dict, package: Path):
-    "Say below each chapter's title what it takes and gives"
+    "Add the line of facts below each chapter's title"
     sources = {f'{package.name}.{path.stem}': reference.source_notebooks(path)
                for path in sorted(package.glob('[!_]*.py'))}
     for docname, nb in chapters.items():
@@ -212,7 +213,7 @@ def add_facts(chapters: dict, package: Path):
         nb.cells.insert(1, cell)
 
 def copy_pictures(nbs: Path, dest: Path):
-    "Copy the notebooks' pictures to where their pages are staged"
+    "Copy the notebooks' pictures next to their staged pages"
     for picture in nbs.rglob('*.*'):
         if picture.suffix not in PICTURE_FILES: continue
         copy = dest/picture.relative_to(nbs)
@@ -220,7 +221,7 @@ def copy_pictures(nbs: Path, dest: Path):
         copyfile(picture, copy)
 
 def definitions(chapters: dict) -> dict[str, tuple[str, str]]:
-    "For each exported name, the chapter and the id of the cell that define it"
+    "Map each exported name to the chapter and the id of the cell that define it"
     res = {}
     for docname, nb in chapters.items():
         for cell in nb.cells:
@@ -229,14 +230,14 @@ def definitions(chapters: dict) -> dict[str, tuple[str, str]]:
     return res
 
 def find_examples(homes: dict[str, tuple[str, str]], nbs: Path) -> dict[str, examples.Example]:
-    "An example of each exported name, from the chapters"
+    "Find an example of each exported name in the chapters"
     sources = {path.stem: read_nb(path).cells for path in notebooks(nbs) if number(path.stem)}
     at = {cell.id: i for cells in sources.values() for i, cell in enumerate(cells)}
     names = {name: (docname, at[i]) for name, (docname, i) in homes.items() if docname in sources}
     return examples.find(names, sources)
 
 def link_to_cell(homes: dict[str, tuple[str, str]], name: str) -> str | None:
-    "From the reference, the address of the cell that defines a name, or the name's class"
+    "Return the address of the cell that defines a name or its class, for the reference"
     for n in (name, name.split('.')[0]):
         if n in homes: return f'../{homes[n][0]}.html#def-{n}'
 
@@ -248,20 +249,20 @@ def outputs_into_build(app):
 # The page
 
 def finish_page(app, doctree):
-    "Give cells their addresses, pictures their captions, and complain of pictures not for everyone"
+    "Give cells anchors and pictures captions, and warn of pictures that some can't see"
     for cell in doctree.findall(nodes.container): finish_cell(cell)
     for figure in list(doctree.findall(nodes.figure)):
-        # MyST-NB makes one of each output of a cell with a caption; only a picture shall have it
+        # with a caption, MyST-NB makes a figure of each output; only pictures should be one
         if not next(figure.findall(nodes.image), None): figure.replace_self(figure[0])
     for image in list(doctree.findall(nodes.image)): captioned(image)
     for image in doctree.findall(nodes.image):
         if image.line and not image.get('alt'):
-            log.warning('a picture without alt text', location=image)
+            log.warning('a picture needs alt text', location=image)
         if '://' in image['uri']:
-            log.warning('a picture from the network: %s', image['uri'], location=image)
+            log.warning('a picture comes from the network: %s', image['uri'], location=image)
 
 def finish_cell(cell):
-    "Give a cell its addresses, and say below it which names of the reference it defines"
+    "Give a cell its anchors, and list below it the names that it defines"
     meta = cell.get('cell_metadata', {})
     names = meta.get('exports', ())
     cell['ids'] += [f'def-{name}' for name in names]
@@ -275,7 +276,7 @@ def finish_cell(cell):
     cell += below
 
 def captioned(image):
-    "Make a figure of a picture in a paragraph of its own, if the next paragraph is all in italics"
+    "Make a figure of a lone picture, if the paragraph after it is all in italics"
     lone = isinstance(image.parent, nodes.paragraph) and len(image.parent) == 1
     below = image.parent.next_node(descend=False, siblings=True) if lone else None
     if not isinstance(below, nodes.paragraph) or len(below) != 1: return
@@ -286,7 +287,7 @@ def captioned(image):
     image.parent.replace_self(figure)
 
 def lighter_pictures(app, doctree):
-    "Pictures as WebP, which loses nothing and has half the bytes"
+    "Convert pictures to lossless WebP, which takes half the bytes"
     for image in doctree.findall(nodes.image):
         if not image['uri'].endswith('.png') or '://' in image['uri']: continue
         path = Path(app.env.relfn2path(image['uri'])[1])
@@ -296,7 +297,7 @@ def lighter_pictures(app, doctree):
             image['uri'] = image['uri'].removesuffix('.png') + '.webp'
 
 def live_figures(app, pagename, templatename, context, doctree):
-    "Give the pages with live figures what draws them"
+    "Add the script and the style to pages with live figures"
     if doctree is None: return
     classes = {c for cell in doctree.findall(nodes.container) for c in cell['classes']}
     if not any(c.startswith('tag_live-') for c in classes): return
@@ -304,11 +305,11 @@ def live_figures(app, pagename, templatename, context, doctree):
     app.add_js_file('live.js', defer='defer')
 
 def no_download_of_generated_pages(app, pagename, templatename, context, doctree):
-    "Offer the source of notebooks only"
+    "Offer a download of the source for notebooks only"
     if context.get('page_source_suffix') != '.ipynb': context['page_source_suffix'] = ''
 
 def add_files(app, exception):
-    "Serve the notebooks as they are in the repository, and of MathJax only what pages can need"
+    "Copy the original notebooks, and the parts of MathJax that pages may need"
     if exception or app.builder.format != 'html': return
     for nb in notebooks(Path(app.confdir).parent/'nbs'):
         copyfile(nb, app.outdir/'_sources'/nb.name)
@@ -317,8 +318,8 @@ def add_files(app, exception):
     for part in ('output/chtml/fonts', 'input/tex/extensions'):
         copytree(mathjax/part, dest/part, dirs_exist_ok=True)
     copyfile(mathjax/'tex-chtml.js', dest/'tex-chtml.js')
-    # The theme draws its icons with a font. Its script for icons that one adds has 1.5 MB, a third
-    # of what a page would load
+    # The theme draws its icons with a font. Its script for additional icons has 1.5 MB, which is a
+    # third of what a page would load
     icons = app.outdir/'_static/scripts/fontawesome.js'
     icons.write_text('// the icons come from a font\n')
 

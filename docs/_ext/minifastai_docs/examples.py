@@ -1,6 +1,6 @@
-"""An example for each name of the reference, taken from the chapters.
+"""Finds an example for each name of the reference in the chapters.
 
-And the errors that a function raises, taken from its source.
+Also finds the errors that a function raises, in its source.
 """
 import ast
 import inspect
@@ -30,14 +30,14 @@ class Use(NamedTuple):
 
 
 def used(source: str) -> set[str]:
-    "The names that a piece of code uses, attributes too; none if it cannot be parsed"
+    "Return the names and attributes that some code uses; none if it can't be parsed"
     try: tree = ast.parse(source)
     except SyntaxError: return set()
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     return names | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 def uses(docname: str, cells: list) -> list[Use]:
-    "The cells of a notebook that may become examples"
+    "Return the cells of a notebook that may become examples"
     res = []
     for at, cell in enumerate(cells):
         source = joined(cell['source'])
@@ -47,10 +47,10 @@ def uses(docname: str, cells: list) -> list[Use]:
     return res
 
 def find(names: dict[str, tuple[str, int]], notebooks: dict[str, list]) -> dict[str, Example]:
-    """For each name, given the notebook and the cell that define it, a cell that uses it.
+    """Find a cell that uses each name, given the notebook and the cell that define it.
 
-    It is the first short cell after the definition, in a later chapter if the name's own has none.
-    If there is no short cell, it is a longer one.
+    Takes the first short cell after the definition, or else the first longer one. It may be in a
+    later chapter.
     """
     order, res = list(notebooks), {}
     candidates = {docname: uses(docname, cells) for docname, cells in notebooks.items()}
@@ -65,14 +65,14 @@ def find(names: dict[str, tuple[str, int]], notebooks: dict[str, list]) -> dict[
 
 
 def message(node: ast.expr) -> str:
-    "The text that an error is raised with, an ellipsis for what is put in"
+    "Return an error's message, with an ellipsis for each value that is inserted"
     if isinstance(node, ast.Constant): return str(node.value)
     if isinstance(node, ast.BinOp): return message(node.left) + message(node.right)
     if not isinstance(node, ast.JoinedStr): return ''
     return ''.join(str(v.value) if isinstance(v, ast.Constant) else '…' for v in node.values)
 
 def raised(obj) -> list[tuple[str, str]]:
-    "Kind and message of each error that a function, or a class's `__init__`, raises"
+    "Return type and message of each error that a function, or a class's `__init__`, raises"
     f = obj.__dict__.get('__init__') if inspect.isclass(obj) else obj
     try: tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(f))))
     except (OSError, TypeError, SyntaxError): return []

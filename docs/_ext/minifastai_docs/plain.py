@@ -1,8 +1,7 @@
-"""The site for readers that are no browsers.
+"""Writes the site for programs other than browsers.
 
-Each chapter as Markdown with its outputs, llms.txt that lists them, a sitemap, and robots.txt.
-A chapter's plain text is its page without pictures: their alternative texts and captions replace
-them.
+That is: each chapter as Markdown with its outputs, llms.txt that lists them, a sitemap, and
+robots.txt. In a chapter's plain text, alt texts and captions replace the pictures.
 """
 import re
 from pathlib import Path
@@ -14,12 +13,12 @@ from .cells import heading, joined
 
 
 def fenced(text: str, language: str = '') -> str:
-    "A block of code, within a fence that is longer than any in it"
+    "Return a block of code, in a fence longer than any inside it"
     fence = '`'*max(3, *(len(run) + 1 for run in re.findall('`{3,}', text)), 3)
     return f'{fence}{language}\n{text.rstrip()}\n{fence}'
 
 def output(out, image: str, caption: str) -> str:
-    "An output as text; a picture as what is said of it"
+    "Return an output as text; for a picture, its alt text and its caption"
     if 'text' in out: return fenced(joined(out['text']), 'text')
     data = out.get('data', {})
     if any(kind.startswith('image/') for kind in data):
@@ -28,13 +27,13 @@ def output(out, image: str, caption: str) -> str:
     return fenced(joined(data['text/plain']), 'text') if 'text/plain' in data else ''
 
 def plain_prose(source: str) -> str:
-    "Markdown without the site's directives; the links between chapters lead to other plain texts"
+    "Return Markdown without the site's directives, with links to other plain texts"
     if '{toctree}' in source: return ''
     source = re.sub(r'^```\{(?!code)[^`]*?^```\n?', '', source, flags=re.M)
     return re.sub(r'\]\((\w+)\.ipynb(#[^)]*)?\)', r'](\1.md)', source)
 
 def plain_cell(cell) -> str:
-    "A cell and its outputs as Markdown"
+    "Return a cell and its outputs as Markdown"
     source = joined(cell['source'])
     if 'facts' in cell['metadata'].get('tags', ()): return ''
     if cell['cell_type'] == 'markdown': return plain_prose(source)
@@ -45,7 +44,7 @@ def plain_cell(cell) -> str:
     return '\n\n'.join(filter(None, [fenced(source, 'python'), *outputs]))
 
 def plain(nb) -> str:
-    "A notebook as Markdown"
+    "Return a notebook as Markdown"
     return '\n\n'.join(filter(None, (plain_cell(cell).strip() for cell in nb['cells']))) + '\n'
 
 
@@ -54,7 +53,7 @@ OVERVIEW = '''\
 
 > {summary}
 
-Each page of the course is also there as Markdown, with code and outputs.
+Each page of the course is also available as Markdown, with code and outputs.
 
 ## The course
 
@@ -67,7 +66,7 @@ Each page of the course is also there as Markdown, with code and outputs.
 
 def overview(name: str, summary: str, chapters: dict[str, tuple[str, str]], others: list[str],
              base: str) -> str:
-    "llms.txt: what there is, and where"
+    "Return the text of llms.txt, which lists all pages"
     listed = []
     for page, (title, subtitle) in chapters.items():
         listed.append(f'- [{title}]({base}{page}.md)' + f': {subtitle}'*bool(subtitle))
@@ -83,12 +82,12 @@ SITEMAP = '''\
 '''
 
 def sitemap(pages: list[str], base: str) -> str:
-    "The addresses of all pages, for search engines"
+    "Return the addresses of all pages, for search engines"
     urls = [f'<url><loc>{escape(base + page)}.html</loc></url>' for page in pages]
     return SITEMAP.format(urls='\n'.join(urls))
 
 def write(app, exception):
-    "Write all of it beside the pages"
+    "Write all these files next to the pages"
     if exception or app.builder.format != 'html': return
     out, pages = Path(app.outdir), sorted(app.env.found_docs)
     base = app.config.html_baseurl.rstrip('/') + '/'
@@ -111,7 +110,7 @@ LINK = ('\n<link rel="alternate" type="text/markdown" href="{name}.md" '
         'title="This page as plain text">')
 
 def link_to_text(app, pagename, templatename, context, doctree):
-    "Tell of a page's plain text in its head"
+    "Name a page's plain text in its head"
     if not (app.srcdir/f'{pagename}.ipynb').exists(): return
     context['metatags'] = context.get('metatags', '') + LINK.format(name=Path(pagename).name)
 

@@ -30,50 +30,50 @@ from .citations import listed
 # The pages
 
 def title(text: str) -> str:
-    "A page's title in reStructuredText"
+    "Return a page's title in reStructuredText"
     return f'{text}\n{"=" * len(text)}\n'
 
 def source_notebooks(module: Path) -> list[str]:
-    """The chapters that a module is exported from, by the comments that nbdev leaves in it.
+    """Return the chapters that a module is exported from, by nbdev's comments in it.
 
-    The first one builds the module, the others continue it. A notebook in nbs/modules, which only
-    begins a module, is no chapter.
+    The first one builds the module, the others continue it. A notebook in nbs/modules only begins
+    a module, so it doesn't count.
     """
     text = module.read_text(encoding='utf-8')
     return list(dict.fromkeys(re.findall(r'^# %% (?!\S*/modules/)\S*?(\w+)\.ipynb', text, re.M)))
 
 def patched(module: Path) -> list[str]:
-    "The methods that a module patches into classes, as Class.method"
+    "Return the methods that a module patches into classes, as Class.method"
     nodes = ast.parse(module.read_text(encoding='utf-8')).body
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     names = [name for f in functions for name in listify(patch_name(f))]
     return [name for name in names if '.' in name and not re.search(r'\b_', name)]
 
 def kind_of(obj) -> str:
-    "The directive of autodoc that documents an object"
+    "Return the kind of autodoc directive that documents an object"
     if isclass(obj): return 'exception' if issubclass(obj, BaseException) else 'class'
     return 'function' if isroutine(obj) else 'data'
 
 def entry(obj, name: str) -> str:
-    "The directive that documents an exported name"
+    "Return the directive that documents an exported name"
     for method in vars(obj).values() if isclass(obj) else ():
-        # what a method patched into a class needs, and no reader
+        # fastcore's @patch needs this annotation, but readers don't
         getattr(method, '__annotations__', {}).pop('self', None)
     option = '\n   :no-value:' if len(repr(obj)) > 80 else ''
     return f'.. auto{kind_of(obj)}:: {name}{option}'
 
 def built_in(chapters: list[str]) -> str:
-    "A sentence that links to the chapters that a module comes from"
+    "Return a sentence that links to the chapters that a module comes from"
     if not chapters: return ''
     first, *others = chapters
     res = f'Built in :doc:`/{first}`.'
     if not others: return res
-    # by number: a list of titles, some of them with commas, cannot be read
+    # numbers, because a list of titles with commas in them is hard to read
     numbers = [f":doc:`{chapter.split('_')[0]} </{chapter}>`" for chapter in others]
     return f"{res} Continued in chapter{'s'*bool(others[1:])} {listed(numbers)}."
 
 def literals(names: list[str]) -> str:
-    "Names as code, which LinkNames makes links of"
+    "Return names as code, so that LinkNames turns them into links"
     return ', '.join(f'``{name}``' for name in names)
 
 def write_pages(pages: Path, package: Path, defined: list[str]) -> list[str]:
@@ -81,7 +81,7 @@ def write_pages(pages: Path, package: Path, defined: list[str]) -> list[str]:
 
     `defined` has the names that the course exports, in the order of its cells.
     """
-    # All are imported before any is documented, since a later one may patch classes of an earlier
+    # import all before documenting any, because a later module may patch classes of an earlier one
     modules = {path: import_module(f'{package.name}.{path.stem}')
                for path in sorted(package.glob('[!_]*.py')) if path.stem != 'all'}
     place = {name: i for i, name in enumerate(defined)}
@@ -101,35 +101,34 @@ def write_pages(pages: Path, package: Path, defined: list[str]) -> list[str]:
     return [f'reference/{name}' for name in res]
 
 def names_of(module) -> list[str]:
-    "The names that a module exports"
+    "Return the names that a module exports"
     return getattr(module, '__all__', [])
 
 def page(module, built: str, methods: list[str]) -> list[str]:
-    "The lines of a module's page, given the methods that it patches into classes"
+    "Return the lines of a module's page, given the methods that it patches into classes"
     names = names_of(module)
     lines = [title(module.__name__), f'.. py:module:: {module.__name__}\n', f'{built}\n']
     others = [method for method in methods if method.split('.')[0] not in names]
-    if others: lines.append(f'Adds {literals(others)}.\n')
+    if others: lines.append(f'Adds to classes of other modules: {literals(others)}.\n')
     return lines + [entry(getattr(module, name), name) for name in names]
 
 OVERVIEW = '''\
 .. py:module:: {package}
 
-The chapters export their code to these modules, in the order in which they build on each other.
-All their names are in the :ref:`index <genindex>`.
+The chapters export their code to these modules. They are listed in the order of the chapters.
+The :ref:`index <genindex>` has all their names.
 
 .. py:module:: {package}.all
 
-``from {package}.all import *`` is the one import of a lesson: every name below, and what a lesson \
-has at hand besides
-(``torch``, ``nn``, ``F``, ...).
+``from {package}.all import *`` imports everything that a lesson needs: every name below, and also
+``torch``, ``nn``, ``F`` and a few more.
 '''
 
 
 # What a name's entry says
 
 class Markdown(SphinxDirective):
-    "Content in Markdown, as docstrings are written"
+    "A directive with Markdown as its content, because docstrings are written in it"
     has_content = True
 
     def run(self):
@@ -139,14 +138,14 @@ class Markdown(SphinxDirective):
         return doc.children
 
 def markdown(text: str, indent: str = '') -> list[str]:
-    "The directive's lines, with the examples of a docstring as code"
+    "Return the directive's lines, with a docstring's examples as code"
     text = re.sub(r'^>>> .*(?:\n.+)*', r'```pycon\n\g<0>\n```', text, flags=re.M)
     return [f'{indent}.. markdown::', '', *(f'{indent}   {line}' for line in text.splitlines()), '']
 
 def add_docments(app, what, name, obj, options, lines):
-    "Read a docstring as Markdown, and the comments beside parameters as their descriptions"
+    "Read a docstring as Markdown, and parameter comments as their descriptions"
     text = '\n'.join(lines).strip()
-    if what == 'data' and text == getdoc(type(obj)): text = ''   # of a constant, what its type says
+    if what == 'data' and text == getdoc(type(obj)): text = ''   # not its type's docstring
     lines[:] = bases(obj) if isclass(obj) else []
     if text: lines += markdown(text)
     if what in ('method', 'property'): lines += patched_by(obj, name)
@@ -163,13 +162,13 @@ def add_docments(app, what, name, obj, options, lines):
 EXAMPLES: dict[str, examples.Example] = {}   # by name; course.py fills it
 
 def bases(cls: type) -> list[str]:
-    "The lines that name a class's public bases"
+    "Return the lines that name a class's public bases"
     public = [base for base in cls.__bases__ if base is not object and base.__name__[0] != '_']
     if not public: return []
     return [f"Bases: {', '.join(restify(base, 'smart') for base in public)}", '']
 
 def patched_by(obj, name: str) -> list[str]:
-    "The lines that say which module adds a method to a class of another one"
+    "Return the lines that say which module adds a method to another module's class"
     function = getattr(obj, 'fget', obj)
     module = getattr(function, '__module__', None) or ''
     package, own = name.split('.')[0], name.rsplit('.', 2)[0]
@@ -177,19 +176,19 @@ def patched_by(obj, name: str) -> list[str]:
     return [f'Added by :py:mod:`{module}`.', '']
 
 def table(mapping: Mapping) -> str:
-    "A mapping as a table in Markdown"
+    "Return a mapping as a table in Markdown"
     # an address in memory differs from build to build
     shown = {key: re.sub(r' at 0x[0-9a-f]+', '', str(value)) for key, value in mapping.items()}
     rows = [f'| `{key}` | {value} |' for key, value in shown.items()]
     return '\n'.join(['| key | value |', '|---|---|', *rows])
 
 def code_block(language: str, text: str, *options: str) -> list[str]:
-    "The lines of the directive that shows a literal text"
+    "Return the lines of the directive that shows a literal text"
     content = [*options, '', *text.splitlines()]
     return [f'.. code-block:: {language}', *(f'   {line}' for line in content), '']
 
 def shown(example: examples.Example) -> list[str]:
-    "The directives that show an example"
+    "Return the directives that show an example"
     number = example.docname.split('_')[0]
     cell = f'../{example.docname}.html#cell-{example.cell}'
     lines = ['', f'**Example,** from `chapter {number} <{cell}>`__:', '']
@@ -200,7 +199,7 @@ def shown(example: examples.Example) -> list[str]:
 STARS = {Parameter.VAR_POSITIONAL: r'\*', Parameter.VAR_KEYWORD: r'\*\*'}
 
 def described(obj) -> dict[str, str]:
-    "If a comment is beside any parameter, all parameters, with stars, and what the comments say"
+    "Return all parameters with their comments; nothing if no parameter has a comment"
     try: params = docments(obj, full=True, args_kwargs=True)
     except (OSError, TypeError, ValueError): return {}   # no source or no signature
     if not any(param.docment for param in params.values()): return {}
@@ -213,7 +212,7 @@ def described(obj) -> dict[str, str]:
 
 ALIASES = dict(nn='torch.nn', F='torch.nn.functional', optim='torch.optim', init='torch.nn.init',
                np='numpy')
-# A single word links out of the site only if it can mean nothing else here.
+# A single word links out of the site only if it can't mean anything else here.
 WORDS = dict(
     Tensor='torch.Tensor', DataLoader='torch.utils.data.DataLoader', partial='functools.partial',
     wraps='functools.wraps', namedtuple='collections.namedtuple',
@@ -224,7 +223,7 @@ VAGUE = set('abs all any bin compile dir filter format hash help hex id input it
             'next object pow range round set slice sum type vars'.split())
 
 def indexed() -> dict[str, str]:
-    "The documented names of PyTorch, NumPy and Python, and where"
+    "Map the documented names of PyTorch, NumPy and Python to their addresses"
     urls = {}
     for index in ('pytorch', 'numpy', 'stdlib'):
         for names in import_module(f'nbdev_{index}._modidx').d['syms'].values(): urls |= names
@@ -239,7 +238,7 @@ def indexed() -> dict[str, str]:
 URLS = indexed()
 
 def outside_url(name: str) -> str | None:
-    "Where a name of PyTorch, NumPy or Python is documented, for names as lessons write them"
+    "Return where a name of PyTorch, NumPy or Python is documented, spelled as in lessons"
     head, _, rest = name.partition('.')
     if rest:
         name = f'{ALIASES.get(head, WORDS.get(head, head))}.{rest}'
@@ -257,9 +256,9 @@ def resolve_annotation(app, env, node, contnode):
     if url: return nodes.reference('', '', contnode, refuri=url, internal=False)
 
 def own_names(env) -> dict:
-    """The objects of the reference under each unambiguous spelling.
+    """Map each unambiguous spelling to its object in the reference.
 
-    Such are `minifastai.callbacks.Runner.fit` and `Runner.fit`.
+    Two spellings of one object are `minifastai.callbacks.Runner.fit` and `Runner.fit`.
     """
     names = {}
     for full, obj in env.get_domain('py').objects.items():
@@ -268,14 +267,14 @@ def own_names(env) -> dict:
     return {name: found[0] for name, found in names.items() if len(found) == 1}
 
 def find_own(names: dict, name: str):
-    "The object of that name, or the class whose signature describes it: Learner.opt"
+    "Find the object of that name, or the class whose signature describes it (Learner.opt)"
     if name in names: return names[name][1]
     owner, _, attr = name.rpartition('.')
     full, obj = names.get(owner, (None, None))
     if obj and obj.objtype == 'class' and attr in signature(locate(full)).parameters: return obj
 
 class LinkNames(SphinxPostTransform):
-    "Make inline code that is exactly a documented name a link to where it is documented"
+    "Turns inline code that is exactly a documented name into a link to its documentation"
     default_priority = 50   # after cross-references have been resolved
 
     def run(self, **kwargs):
@@ -287,14 +286,14 @@ class LinkNames(SphinxPostTransform):
             if link: code.replace_self(link)
 
     def link(self, code, own, url: str | None) -> nodes.Node | None:
-        "A link to an object of the reference, or else to an address"
+        "Make a link to an object of the reference, or else to an address"
         if own:
             here = self.env.docname
             return make_refnode(self.app.builder, here, own.docname, own.node_id, code.deepcopy())
         return nodes.reference('', '', code.deepcopy(), refuri=url, internal=False) if url else None
 
 def may_link(node, name: str) -> bool:
-    "Whether a name is in running text, and is not a parameter of the function that it describes"
+    "Tell whether a name is in running text, and isn't a parameter of the function described"
     no_links = (nodes.reference, nodes.title, addnodes.desc_signature, addnodes.pending_xref)
     while node := node.parent:
         if isinstance(node, no_links): return False

@@ -1,6 +1,6 @@
-"""How long a chapter takes to read.
+"""Estimates how long a chapter takes to read.
 
-A minute is 200 words or ten lines of code, because code is read more than once.
+We count a minute for 200 words, or for ten lines of code, because people read code more than once.
 """
 import re
 
@@ -8,7 +8,7 @@ from .cells import joined
 
 
 def minutes(nb) -> float:
-    "Minutes to read a notebook; the cells that no reader sees do not count"
+    "Return the minutes to read a notebook, without its hidden cells"
     words = lines = 0
     for cell in nb['cells']:
         source = joined(cell['source'])
@@ -18,7 +18,7 @@ def minutes(nb) -> float:
     return words/200 + lines/10
 
 def in_words(m: float) -> str:
-    "A time as people say it: 5, 10, ... 50 minutes, an hour, 1½ hours, 2 hours"
+    "Return a time as people say it: 5, 10, ... 50 minutes, an hour, 1½ hours, 2 hours"
     if m < 52.5: return f'{max(5, 5*round(m/5))} minutes'
     halves = max(2, round(m/30))
     if halves == 2: return 'an hour'
