@@ -66,8 +66,8 @@ def normalize(
 ) -> Tensor: # `(x-m)/s`
     "Subtract `m` from `x`, and divide by `s`."
     if not torch.as_tensor(s).all():
-        raise ValueError("normalize: the standard deviation is 0, because all values are "
-                         "equal: there is nothing to divide by")
+        raise ValueError("normalize: the standard deviation is 0 where all values are equal: "
+                         "use 1 there, to subtract only the mean")
     return (x-m)/s
 
 # %% ../nbs/00_data.ipynb #c878dabc
@@ -88,7 +88,7 @@ class Dataset:
     ):
         if _n_rows(x) != _n_rows(y):
             raise ValueError(f"Dataset: {_n_rows(x)} inputs, but {_n_rows(y)} targets: "
-                             "each input needs one")
+                             "each input needs a target")
         self.x, self.y = x, y
 
     def __len__(self): return _n_rows(self.x)
@@ -104,13 +104,13 @@ def _n_rows(t) -> int:
     return t.size(0) if isinstance(t, Tensor) else len(t)
 
 def _shape(t) -> str:
-    "Describe inputs or targets by their shape, or by their number if they have none."
+    "Describe inputs or targets by their shape, or by their number if they have no shape."
     try: return str(tuple(t.shape))
     except (AttributeError, RuntimeError): return f'{_n_rows(t)} items'
 
 # %% ../nbs/00_data.ipynb #0d4b7e15
 class _Rows(Sequence):
-    "The items of a batch: the rows of tensors that have been indexed already."
+    "A batch as a sequence of items, which are the rows of its tensors."
     def __init__(self, *tensors): self.tensors, self.items = tensors, None
     def __len__(self): return len(self.tensors[0])
 
@@ -159,10 +159,10 @@ class _Shuffle(RandomSampler):
 def get_dls(
     train_ds, # Training set: a `Dataset`, or anything that has a length and can be indexed
     valid_ds, # Validation set
-    bs:int,   # Training batch size; twice that in validation, which needs less memory
+    bs:int,   # Training batch size; validation batches have twice as many items
     *,
     drop_last:bool=False, # Skip the last training batch if not full; batch norm needs two items
-    generator:torch.Generator|None=None, # Draws the order; by default PyTorch's global one
+    generator:torch.Generator|None=None, # Draws the order; by default PyTorch's global generator
     sampler=None, # Replaces the shuffle in training, for example a `WeightedRandomSampler`
     **kwargs, # More arguments for both `DataLoader`s, for example `num_workers`
 ) -> tuple[DataLoader, DataLoader]: # Shuffled training batches, validation batches in order
@@ -187,7 +187,7 @@ _OWN = "make your own DataLoader and pass it to DataBunch"
 
 def _check_part(what:str, ds):
     "Reject a data set that has no length or can't be indexed."
-    empty = isinstance(ds, Dataset) and not hasattr(ds, 'x')   # so it can't use our methods
+    empty = isinstance(ds, Dataset) and not hasattr(ds, 'x')   # __init__ wasn't called
     methods = [getattr(type(ds), k, None) for k in ('__len__', '__getitem__')]
     if empty and {Dataset.__len__, Dataset.__getitem__} & set(methods):
         raise TypeError(f"get_dls: {what}, a {type(ds).__name__}, has no x and y: "
@@ -208,7 +208,7 @@ def _check_batching(sampler, generator, kwargs:dict):
 
 # %% ../nbs/00_data.ipynb #0d4b7e26
 class _TensorRows(TensorDataset):
-    "A copy of the `TensorDataset` `passed` that can get all items of a batch at once."
+    "A copy of a `TensorDataset` that gets all items of a batch at once."
     def __init__(self, passed:TensorDataset):
         super().__init__(*passed.tensors)
         self.passed = passed
@@ -222,7 +222,7 @@ class DataBunch:
     """Training batches, validation batches, and the number of classes.
 
     If a batch is a tuple or list, its last element is the target. Each epoch iterates over the
-    loaders anew. If a tensor has a NaN, an infinity or a label that is no class, a `ValueError`
+    loaders anew. If a tensor has a NaN, an infinity or a label outside 0 to `c`-1, a `ValueError`
     names the first such item."""
     def __init__(self,
         train_dl,        # Training batches: a `DataLoader`, or any iterable of batches
@@ -276,21 +276,21 @@ def _check_loader(what:str, dl):
 
 # %% ../nbs/00_data.ipynb #516bf9f7
 def _not_finite(t) -> list[int]:
-    "List the items of floats (N, ...) that have a number that isn't finite."
+    "List the indices of the rows of `t` (N, ...) that have a NaN or an infinity."
     low, high = t.aminmax() if isinstance(t, Tensor) else (t.min(), t.max())
     if math.isfinite(low) and math.isfinite(high): return []   # the usual case, in one pass
     finite = torch.as_tensor(t.isfinite() if isinstance(t, Tensor) else np.isfinite(t))
     return (~finite.reshape(len(t), -1).all(1)).nonzero().flatten().tolist()
 
 def _no_class(t, c:int) -> list[int]:
-    "List the labels (N,) that are not among `c` classes, except -100, which losses ignore."
+    "List the indices of labels (N,) outside 0 to `c`-1, except -100, which losses ignore."
     low, high = t.aminmax() if isinstance(t, Tensor) else (t.min(), t.max())
     if low >= 0 and high < c: return []
     wrong = (t >= c) | ((t < 0) & (t != -100))
     return torch.as_tensor(wrong).nonzero().flatten().tolist()
 
 def _check_items(what:str, ds, c:int|None):
-    "Reject numbers that aren't finite and labels of no class; the error names the first item."
+    "Reject NaNs, infinities and labels outside the classes; the error names the first bad item."
     for i, part, fault in _bad_items(ds, c): raise ValueError(f"{what}: {part} {i} {fault}")
 
 # %% ../nbs/00_data.ipynb #f2b6a6b6

@@ -129,7 +129,7 @@ _MIRRORS = ('https://ossci-datasets.s3.amazonaws.com/mnist/',
             'https://storage.googleapis.com/cvdf-datasets/mnist/')
 
 def _reason(e:Exception, tmp:str) -> str:
-    "Get the message of `e` in one line, without what the libraries wrap around it."
+    "Shorten the message of `e` to one line, without the libraries' wrapping."
     said = str(e).split('Caused by ')[-1].replace(tmp + os.sep, '')
     return f"{type(e).__name__}: {said[:160]}"
 
@@ -167,7 +167,7 @@ def _remove_stale(folder:Path):
 def _download_mnist(folder:Path, names=_TRAIN_FILES, mirrors=_MIRRORS):
     """Download MNIST's files `names` into `folder`.
 
-    If no mirror has a file, a `ConnectionError` lists what went wrong with each."""
+    If no mirror has a file, a `ConnectionError` says why each of them failed."""
     import pooch
     folder.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
@@ -239,8 +239,8 @@ def get_data(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: # `x_train`, `y_train`, `x_valid`, `y_valid`
     """Get handwritten digits, split into a training set and a validation set.
 
-    Images are floats (N, 784) in [0, 1), and labels are integers (N,), int64. You never get another
-    data set than the one you asked for."""
+    Images are floats (N, 784) in [0, 1), and labels are integers (N,), int64. You always get
+    the data set that you asked for, or an error."""
     name = name or os.environ.get('MINIFASTAI_DATASET') or 'mnist'
     if name == 'digits': return _get_digits()
     if name == 'mnist': return _split(*_get_mnist(_TRAIN_FILES, path, download), 50_000)
@@ -254,9 +254,9 @@ def get_test_data(
     path:str|Path|None=None, # MNIST's folder; by default `MINIFASTAI_DATA`, then the cache
     download:bool=True, # Download it if it isn't there; only without a `path`
 ) -> tuple[Tensor, Tensor]: # Images (10000, 784), float in [0, 1); labels (10000,), int64
-    """Get MNIST's test set, for one final number: don't choose anything by it.
+    """Get MNIST's test set, for one final number: never choose a model by it.
 
-    Other data sets have no test set, so they raise a `ValueError`."""
+    Other data sets have no test set, so their names raise a `ValueError`."""
     name = name or os.environ.get('MINIFASTAI_DATASET') or 'mnist'
     if name != 'mnist':
         raise ValueError(f"Only MNIST has a test set here, and {name!r} has none: "

@@ -33,9 +33,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/00_data.ipynb #f4eff58d
 def listify(
-    o, # None, one thing, or an iterable; a string, a dictionary and a number are one thing
+    o, # None, one thing, or an iterable; strings, dictionaries and numbers are one thing
 ) -> list: # A new list
-    "Make a list of `o`."
+    "Turn `o` into a list."
     if o is None: return []
     is_one = isinstance(o, (str, bytes, dict)) or not isinstance(o, Iterable)
     return [o] if is_one or getattr(o, 'ndim', 1) == 0 else list(o)
@@ -84,7 +84,7 @@ def map_tensors(
     f:Callable, # Called with each tensor
     o,          # A tensor, or tuples, lists, mappings and dataclasses of tensors; or anything
     *,
-    leaf:Callable=lambda o: False, # Called with anything else; if it returns True, so is `f`
+    leaf:Callable=lambda o: False, # Says whether `f` also applies to an object that isn't a tensor
 ): # The same structure, with `f(t)` for each tensor `t`
     "Apply `f` to each tensor in a batch, however the batch is nested."
     if isinstance(o, Tensor) or leaf(o): return f(o)
