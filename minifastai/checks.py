@@ -80,7 +80,7 @@ def check_callback(
     if isinstance(cb, type):
         name = cb.__name__
         raise TypeError(f"cbs holds the class {name}: pass an object, cbs=[{name}()], "
-                        f"or the class by cb_funcs=[{name}]")
+                        f"or pass the class as cb_funcs=[{name}]")
     if not isinstance(cb, Callback):
         raise TypeError(f"cbs holds {cb!r}, which is not a Callback: "
                         "derive its class from Callback")
@@ -136,8 +136,8 @@ def check_seams(
     for cb in takers: _check_handler(cb, seam)
     if len(takers) < 2: return
     first, second = (type(cb).__name__ for cb in takers[:2])
-    raise ValueError(f"Both {first} and {second} have a method {seam!r}, and only one can take it "
-                     f"over: leave one of them out, or write one {seam} that does both")
+    raise ValueError(f"Both {first} and {second} have a method {seam!r}, but only one can take it "
+                     f"over: remove one of them, or write one {seam} that does both")
 
 # %% ../nbs/04c_loop.ipynb #228e5510
 def gradients_anew(
@@ -147,14 +147,14 @@ def gradients_anew(
     who = type(getattr(handler, '__self__', handler)).__name__
     return RuntimeError(
         f"{who} listens to begin_step, where the gradients are complete, but this kind of step "
-        f"computes them again, which would undo what {who} does: leave one of the two out")
+        f"computes them again, which would undo what {who} does: remove one of the two")
 
 # %% ../nbs/04c_loop.ipynb #24b84be1
 def check_learner(
-    model,     # What `Learner` was given as its model
-    opt,       # What it was given as its optimizer
-    loss_func, # What it was given as its loss function
-    data,      # What it was given as its data
+    model,     # The argument `model` of `Learner`
+    opt,       # Its argument `opt`
+    loss_func, # Its argument `loss_func`
+    data,      # Its argument `data`
 ):
     "Refuse arguments that can't be trained with, and say which of the four is wrong."
     def refuse(what, o, why):
@@ -196,8 +196,8 @@ def needs_closure(
         try: signature.bind(*first, *args)
         except TypeError: continue
         return needed
-    raise TypeError(f"Learner: {type(opt).__name__}.step{signature} cannot be called, either "
-                    "without arguments or with a closure")
+    raise TypeError(f"Learner: {type(opt).__name__}.step{signature} cannot be called without "
+                    "arguments, nor with a closure")
 
 # %% ../nbs/04c_loop.ipynb #68bd4511
 def warn_untrained(
@@ -213,8 +213,8 @@ def warn_untrained(
     if not lost: return
     first = ', '.join(lost[:3]) + (', ...' if len(lost) > 3 else '')
     warnings.warn(f"{len(lost)} parameters get gradients, but are in no group of the optimizer, so "
-                  f"they will not be trained: {first}. Use opt.add_param_group, or "
-                  "requires_grad_(False) if this is meant", stacklevel=4)
+                  f"they will not be trained: {first}. Add them with opt.add_param_group, or "
+                  "freeze them with requires_grad_(False)", stacklevel=4)
 
 # %% ../nbs/04c_loop.ipynb #bf452676
 def no_batches(
@@ -227,8 +227,8 @@ def no_batches(
 # %% ../nbs/04c_loop.ipynb #2d8681c7
 def check_fit(
     running:bool, # Is this runner in the middle of a fit?
-    epochs,       # What `fit` was given as the number of epochs
-    learn,        # What it was given as the learner
+    epochs,       # The argument `epochs` of `fit`
+    learn,        # Its argument `learn`
 ) -> int: # `epochs` as an int
     "Refuse arguments that can't work, before anything has changed."
     if running:
@@ -278,15 +278,15 @@ def nothing_to_cancel(
     "Explain that a callback cancelled something that isn't running."
     what = 'batch' if isinstance(e, CancelBatchException) else 'epoch'
     return RuntimeError(
-        f"A callback raised {type(e).__name__} where no {what} is running, so there is none to "
-        "cancel. Raise it from an event of that phase, or cancel more: CancelEpochException, "
+        f"A callback raised {type(e).__name__} where no {what} is running, so there is nothing "
+        "to cancel. Raise it at an event of that phase, or raise a wider cancel, such as "
         "CancelTrainException")
 
 # %% ../nbs/04c_loop.ipynb #accd531b
 def check_validate(
     run,   # A runner
-    learn, # What `validate` was given as the learner
-    dl,    # What it was given as batches
+    learn, # The argument `learn` of `validate`
+    dl,    # Its argument `dl`
 ): # The learner and the batches
     "Refuse a validation without batches, or without a callback that computes a number."
     if learn is None: learn = run.learn
@@ -296,10 +296,10 @@ def check_validate(
                            "mixed up: call it in after_epoch, or after a training batch")
     if not hasattr(learn, 'loss_func'):
         raise TypeError(f"validate(learn): learn is a {type(learn).__name__}; it has to be a "
-                        "Learner. Other batches are passed by dl=")
+                        "Learner. Pass other batches as dl=...")
     if dl is None: dl = learn.data.valid_dl
     if dl is None:
-        raise ValueError("validate: these data have no validation batches: pass others by dl=")
+        raise ValueError("validate: the data have no validation batches: pass some as dl=...")
     numbers = ('after_validate', 'cleanup_validate')
     if not any(hasattr(type(cb), event) for cb in run.cbs for event in numbers):
         raise ValueError("validate: no callback of this runner computes a number; "
@@ -315,7 +315,7 @@ def check_loss(
     if not isinstance(loss, Tensor) or loss.ndim:
         raise ValueError(
             "loss_func has to return one number as a tensor of shape (), but returned "
-            f"{describe(loss)}: reduce it, by reduction='mean' or .mean(), in the loss function "
+            f"{describe(loss)}: reduce it with reduction='mean' or .mean(), in the loss function "
             "or in a callback's after_loss")
     if in_train and not loss.requires_grad:
         raise ValueError("The loss has no gradient: is every parameter frozen, "
@@ -328,7 +328,7 @@ _ELEMENTWISE = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, nn.MSELos
 def elementwise(
     loss_func:Callable, # A loss function
 ) -> bool:
-    "Find out whether a loss compares each number of the predictions with one of the targets."
+    "Find out whether a loss is elementwise, so that predictions and targets need the same shape."
     f, _ = unwrapped(loss_func)
     return (type(f) if isinstance(f, nn.Module) else f) in _ELEMENTWISE
 
@@ -339,9 +339,9 @@ def check_shapes(
     "Refuse targets that don't have the shape of the predictions, for an elementwise loss."
     shapes = getattr(pred, 'shape', None), getattr(yb, 'shape', None)
     if shapes[0] == shapes[1] or None in shapes: return
-    raise ValueError("The loss compares number with number, but the predictions are of shape "
-                     f"{tuple(shapes[0])} and the targets of shape {tuple(shapes[1])}: give both "
-                     "the same shape, for example by yb[:, None] in the data, or by pred[:, 0] in "
+    raise ValueError("The loss is elementwise, but the predictions have the shape "
+                     f"{tuple(shapes[0])} and the targets {tuple(shapes[1])}: give both the same "
+                     "shape, for example with yb[:, None] in the data, or with pred[:, 0] in "
                      "the model")
 
 # %% ../nbs/04c_loop.ipynb #6201adbd
@@ -382,8 +382,8 @@ def _check_call(e, run):
     if isinstance(run.xb, Tensor) or not isinstance(e, (TypeError, AttributeError)): return
     what = describe(run.xb)
     if type(run.xb).__module__ == 'numpy':
-        raise TypeError(f"{e}. (The inputs are NumPy's: make tensors of them, by torch.as_tensor "
-                        "in the data set or in a callback's begin_batch.)") from e
+        raise TypeError(f"{e}. (The inputs are NumPy's: turn them into tensors with "
+                        "torch.as_tensor, in the data set or in a callback's begin_batch.)") from e
     if isinstance(run.xb, Mapping):
         what = f"a mapping with the entries {', '.join(map(str, run.xb))}"
     raise TypeError(f"{e}. (The inputs were {what}. A tuple is spread over the arguments of the "
@@ -401,7 +401,7 @@ def _check_single_item(e):
     "Say what to do about a batch of one item, which batch norm can't train on."
     if 'more than 1 value per channel' not in str(e): return
     raise ValueError(f"{e}: batch norm cannot train on a single item. If this is the last batch "
-                     "of an epoch, skip it by get_dls(..., drop_last=True)") from e
+                     "of an epoch, skip it with get_dls(..., drop_last=True)") from e
 
 # %% ../nbs/04c_loop.ipynb #72a8328d
 def explain(

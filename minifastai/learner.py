@@ -276,7 +276,7 @@ class Learner:
     ) -> tuple[Any, Any]: # Predictions and targets, on the CPU
         "Compute predictions for the batches of a loader, and collect their targets."
         dl = self.data.valid_dl if dl is None else dl
-        if dl is None: raise ValueError("get_preds: there are no validation batches, pass others")
+        if dl is None: raise ValueError("get_preds: there are no validation batches: pass some")
         return predictions(self.model, map(split_batch, dl))
 
     def __getattr__(self, k):   # called only for names that were not found in the usual way
@@ -316,11 +316,11 @@ class Runner(_PhaseRunner):
     pred:Any
     loss:Any
     iters:int|None
-    metrics:dict[str, Any]   # this epoch's numbers, by name: empty when it begins
+    metrics:dict[str, Any]   # this epoch's numbers, by name; empty at its beginning
     skipped:bool             # did the optimizer skip the step of this batch?
-    aside:bool               # does `validate` run?
-    validating:bool          # does a validation run, of either kind?
-    wants_closure:bool       # does the optimizer's `step` compute gradients by itself?
+    aside:bool               # is `validate` running?
+    validating:bool          # is a validation running, of either kind?
+    wants_closure:bool       # does the optimizer's `step` need a closure?
 
     def __init__(self,
         cbs:Callback|Iterable[Callback]|None=None,      # Callbacks

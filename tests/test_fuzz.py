@@ -250,7 +250,7 @@ def check_what_is_raised(log, raised):
     if errors: assert type(raised) is errors[0], (raised, errors)
     elif raised is not None:
         assert isinstance(raised, RuntimeError), raised
-        assert 'none to cancel' in str(raised), raised
+        assert 'nothing to cancel' in str(raised), raised
 
 
 def check_cleanups(log, place):

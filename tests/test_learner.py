@@ -101,7 +101,7 @@ def test_targets_that_would_be_broadcast_are_refused(loss_func):
     learn = tiny_learner(model=nn.Linear(4, 1), loss_func=loss_func)
     learn.data = DataBunch([(x, y)])
     before = learn.model.weight.clone()
-    message = r'predictions are of shape \(6, 1\) and the targets of shape \(6,\)'
+    message = r'the predictions have the shape \(6, 1\) and the targets \(6,\)'
     with pytest.raises(ValueError, match=message): Runner().fit(1, learn)
     assert torch.equal(learn.model.weight, before)
     for good in ((x, y[:, None]),):

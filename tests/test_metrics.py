@@ -278,7 +278,7 @@ def test_what_validation_refuses():
     with pytest.raises(ValueError, match='no learner yet'): run.validate()
     with pytest.raises(TypeError, match='has to be a Learner'): run.validate(learn.model)
     learn.data.valid_dl = None
-    with pytest.raises(ValueError, match='pass others by dl='): run.validate(learn)
+    with pytest.raises(ValueError, match='pass some as dl='): run.validate(learn)
 
 
 def test_validation_in_the_middle_of_an_epoch_puts_everything_back():
