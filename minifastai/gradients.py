@@ -26,9 +26,9 @@ def _added(total:Tensor|None, grad:Tensor|None, weight) -> Tensor|None:
 class AccumulateCallback(Callback):
     """Makes a step after every `n` batches, with the gradients of one batch of all their items.
 
-    The last batch of an epoch makes a step as well, if the loader has a length and that batch isn't
-    cancelled. Every batch counts in averages, in the position and in schedules. A cancelled batch
-    adds nothing."""
+    The last batch of an epoch makes a step as well if the loader has a length and that batch isn't
+    cancelled. Batches without a step also count in averages and schedules. A cancelled batch adds
+    nothing."""
     _order = TrainEvalCallback._order - 10   # so that no other callback sees a step that isn't made
     n_begun = n_summed = 0
     def __init__(self,
@@ -64,8 +64,8 @@ class AccumulateCallback(Callback):
 @patch
 def after_fit(self:AccumulateCallback):
     if not self.n_summed: return
-    warnings.warn(f"AccumulateCallback: the gradients of the last {self.n_summed} batches were "
-                  "not used, because no step followed", stacklevel=2)
+    warnings.warn("AccumulateCallback: the run ended before the next step, so some gradients were "
+                  f"not used (batches since the last step: {self.n_summed})", stacklevel=2)
 
 # %% ../nbs/04d_metrics.ipynb #8f908a66
 class ClipGradientsCallback(Callback):
@@ -78,7 +78,7 @@ class ClipGradientsCallback(Callback):
     def __init__(self,
         max_norm:float, # The limit, above 0
         *,
-        norm_type:float=2., # Which norm; `float('inf')` for the largest number
+        norm_type:float=2., # The p of the norm; `float('inf')` for the largest absolute value
     ):
         if not isinstance(max_norm, (int, float)) or not max_norm > 0:
             raise ValueError(f"ClipGradientsCallback: max_norm has to be above 0, not {max_norm!r}")

@@ -26,7 +26,7 @@ from .utils import (
 def counted(
     yb:Tensor, # Class labels of any shape
     *,
-    ignore:int=-100, # The label that marks what does not count
+    ignore:int=-100, # The label to ignore
 ) -> Tensor: # A number, as a tensor ()
     "Count the labels that are not ignored."
     return torch.count_nonzero(yb != ignore)
@@ -52,7 +52,7 @@ def _denominator(f:Callable) -> Callable|None:
     known = f in (F.cross_entropy, F.nll_loss) or isinstance(f, (nn.CrossEntropyLoss, nn.NLLLoss))
     if not known: return None
     weight = settings.get('weight', getattr(f, 'weight', None))
-    # the same function as that of `accuracy`, so that AvgStats calls it only once
+    # this is `accuracy.denominator`, too, so AvgStats calls it only once for both
     if weight is None and ignore == -100: return counted
     if weight is None: return partial(counted, ignore=ignore)
     return partial(_sum_of_weights, weight, ignore)
@@ -76,7 +76,7 @@ class LossWeight:
     def __call__(self,
         xb, # Inputs
         yb, # Targets
-    ): # A number, also as a tensor ()
+    ): # A number, or a tensor ()
         "Compute the weight of a batch."
         labels = self._of_any or (isinstance(yb, Tensor) and not yb.is_floating_point())
         weight = self.divided_by(yb) if self.divided_by is not None and labels else None
@@ -87,18 +87,18 @@ def accuracy(
     out:Tensor, # A score for each class, (N, C) or (N, C, ...); or an object with `logits`
     yb:Tensor,  # Class labels (N,) or (N, ...)
     *,
-    ignore:int=-100, # The label that marks what does not count, as a loss's `ignore_index`
+    ignore:int=-100, # The label to ignore, as a loss's `ignore_index`
 ) -> Tensor: # A number, as a tensor ()
     """Compute the fraction of items for which the right class has the highest score.
 
     The classes are the second dimension. In an object with `logits`, they are the last dimension
-    if the other ones are those of `yb`."""
+    if the other dimensions are those of `yb`."""
     logits = getattr(out, 'logits', None)
     if logits is not None: out = logits.movedim(-1, 1) if logits.shape[:-1] == yb.shape else logits
     if out.dim() < 2 or out.shape[1] == 1:
         raise ValueError("accuracy needs a score for each class, but these scores have shape "
-                         f"{tuple(out.shape)}. For a yes-or-no question, use exact_match, or "
-                         "compare the scores with a threshold of your own")
+                         f"{tuple(out.shape)}. For yes-or-no scores (N, 1), use "
+                         "exact_match with targets (N, 1), or a threshold of your own")
     best = out.argmax(dim=1)
     if best.shape != yb.shape:
         raise ValueError(f"accuracy: scores of shape {tuple(out.shape)} need labels of shape "
@@ -115,7 +115,7 @@ def _is_stateful(metric) -> bool:
 
 # %% ../nbs/04d_metrics.ipynb #a5569e61
 def _computed(name, metric):
-    "Compute what a metric has collected: a float, a tensor on the CPU, or a structure of both."
+    "Return `metric.compute()` as a float, a tensor on the CPU, or a structure of these."
     def plain(t): return t.detach().cpu() if t.numel() != 1 else t.item()
     value = metric.compute()
     if hasattr(value, '__array__') and not isinstance(value, Tensor): value = torch.as_tensor(value)
@@ -138,7 +138,7 @@ def _numbers(values:list, device) -> Tensor:
 
 # %% ../nbs/04d_metrics.ipynb #10708ac8
 def _check_numbers(name, value):
-    "Reject a metric's first value if it does not consist of numbers."
+    "Raise a `TypeError` if the first value of a metric does not consist of numbers."
     try: torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as e:
         raise TypeError(f"The metric {name} has to return numbers, "
@@ -160,8 +160,8 @@ class _Mean:
         "Compute the mean, as a float or as a tensor on the CPU."
         try: v, w = _numbers(self.values, device), _numbers(self.weights, device)
         except (TypeError, ValueError, RuntimeError) as e:
-            raise TypeError(f"The metric {self.name} has to return as many numbers for each batch "
-                            f"as for the first one: {describe(self.values[0])}") from e
+            raise TypeError(f"The metric {self.name} has to return numbers of the same shape for "
+                            f"every batch. The first value was {describe(self.values[0])}") from e
         counts = w > 0   # otherwise the value is 0/0
         mean = torch.tensordot(w[counts], v[counts], 1)/w.sum()
         return mean.item() if mean.numel() == 1 else mean.float()
@@ -178,7 +178,7 @@ def _metric_name(metric) -> str:
 
 # %% ../nbs/04d_metrics.ipynb #d57ad498
 def _unique(names:list[str]) -> list[str]:
-    "Append a number to each name that has come before: `loss`, `loss_2`."
+    "Number the names that occur again: `loss`, `loss_2`."
     counts = [names[:i].count(n) for i, n in enumerate(names)]
     return [f'{n}_{k + 1}' if k else n for n, k in zip(names, counts)]
 
@@ -200,7 +200,7 @@ def _named(metrics) -> list[tuple[str, Any]]:
 
 # %% ../nbs/04d_metrics.ipynb #867efbcf
 def _results(means:list[_Mean], metrics:list) -> list:
-    "Compute the mean loss and each metric's value: only here, values are read from the device."
+    "Compute the mean loss and the value of each metric; this reads them from the device."
     device = means[0].values[0].device
     values = [_computed(mean.name, m) if _is_stateful(m) else mean.mean(device)
               for m, mean in zip(metrics, means[1:])]
@@ -208,7 +208,7 @@ def _results(means:list[_Mean], metrics:list) -> list:
 
 # %% ../nbs/04d_metrics.ipynb #db21e2af
 def _columns(names:list[str], values:list) -> dict[str, Any]:
-    "Make a dictionary of values by name; a value that is a dictionary gives several entries."
+    "Make a dictionary of values by name, and flatten the values that are dictionaries."
     found = {}
     for name, v in zip(names, values):
         if isinstance(v, dict): found |= {f'{name}_{k}': part for k, part in v.items()}
@@ -219,10 +219,10 @@ def _columns(names:list[str], values:list) -> dict[str, Any]:
 class AvgStats:
     """Averages a mean loss and metrics over the batches of a pass.
 
-    Values stay on their device until somebody asks for the averages."""
+    Values stay on their device until the averages are read."""
     def __init__(self,
         metrics,       # Functions of `(pred, yb)`, or objects with `update`, `compute` and `reset`
-        in_train:bool, # Is this for training, or for validation?
+        in_train:bool, # True for training, False for validation
     ):
         pairs = _named(metrics)
         self.in_train = in_train
@@ -242,7 +242,7 @@ class AvgStats:
 
     @property
     def avg_stats(self) -> list: # Floats; tensors on the CPU where there are several numbers
-        "The mean loss, then each metric's value; `nan` if there was no batch."
+        "The mean loss, then the value of each metric; all `nan` if there was no batch."
         if self._read is None and self.n_batches: self._read = _results(self._means, self.metrics)
         return self._read or [float('nan')]*len(self.names)
 
@@ -284,17 +284,17 @@ def __getstate__(self:AvgStats): return vars(self) | dict(_loss_func=None, _loss
 
 # %% ../nbs/04d_metrics.ipynb #fee1527c
 class AvgStatsCallback(Callback):
-    """Shows the loss and metrics of every epoch, of training and of validation.
+    """Computes and prints the mean loss and metrics of each epoch, for training and for validation.
 
-    From `after_epoch` on they are in `run.metrics`, as `train_loss`, `valid_accuracy` and so on. To
+    From `after_epoch` on, `run.metrics` has them as `train_loss`, `valid_accuracy` and so on. To
     give metrics other names, pass a dictionary."""
-    _order = TrainEvalCallback._order - 1   # its numbers are there before anybody reads them
+    _order = TrainEvalCallback._order - 1   # before the callbacks that read its numbers
     def __init__(self,
         metrics=(), # Functions of `(pred, yb)`, or objects as in torchmetrics; one or several
         *,
         valid_metrics=(), # More of them, for validation only
     ):
-        for_valid = [(metrics, valid_metrics)]   # both, whatever each of them is
+        for_valid = [(metrics, valid_metrics)]   # `_named` accepts any nesting
         self.train_stats, self.valid_stats = AvgStats(metrics, True), AvgStats(for_valid, False)
 
     def begin_epoch(self):
@@ -335,7 +335,7 @@ def after_validate(self:AvgStatsCallback):
 # %% ../nbs/04d_metrics.ipynb #334e23ee
 def numbers_only(
     metrics:dict, # Such as `run.metrics`
-) -> dict[str, Any]: # Those that are one number, or a string
+) -> dict[str, Any]: # Its single numbers and strings
     "Select what fits into a table: single numbers and strings."
     def plain(v):
         is_one = isinstance(v, Tensor) and v.numel() == 1 or getattr(v, 'size', 0) == 1   # NumPy's
@@ -356,7 +356,7 @@ def metric_mode(
 ) -> str: # `'min'` if lower is better, `'max'` if higher is
     "Find out whether the best value of a metric is its lowest or its highest."
     if mode not in (None, 'min', 'max'):
-        raise ValueError(f"mode is either 'min' (lower values of {name} are better) or 'max' "
+        raise ValueError(f"mode has to be 'min' (lower values of {name} are better) or 'max' "
                          f"(higher values are better), not {mode!r}")
     if mode is not None: return mode
     words = set(re.split(r'[^a-z0-9]+', name.lower()))
@@ -369,7 +369,7 @@ def metric_mode(
 # %% ../nbs/04d_metrics.ipynb #c5f16525
 def find_metric(
     metrics:dict, # Such as `run.metrics`
-    name:str,     # The metric that is wanted, such as `'valid_loss'`
+    name:str,     # The metric, such as `'valid_loss'`
 ) -> float|None: # None if this epoch didn't measure it
     "Read a metric, or raise a `ValueError` that lists the metrics that exist."
     numbers = numbers_only(metrics)
@@ -384,7 +384,7 @@ def find_metric(
 # %% ../nbs/04d_metrics.ipynb #6bebf5f7
 @patch
 def state_dict(self:AvgStats) -> dict: # Plain data only
-    "Collect what has been seen so far."
+    "Return what has been collected so far."
     return dict(n_batches=self.n_batches, means=[mean.state() for mean in self._means],
                 metrics=[plain_attrs(m) if _is_stateful(m) else None for m in self.metrics])
 

@@ -26,12 +26,12 @@ class _Table:
         return '' if v is None else str(v)
 
     def add(self, row:dict):
-        "Append a row, a dictionary by column, and the columns that are new in it."
+        "Append a row, a dictionary by column, and add columns for its new keys."
         self.columns += [k for k in row if k not in self.columns]
         self.rows.append(row)
 
     def line(self, row:dict|None=None) -> str:
-        "Format one row as text, or the head if no row is given."
+        "Format a row as text, or the header if no row is given."
         cells = [(k, k if row is None else self._cell(row.get(k), k)) for k in self.columns]
         return '  '.join(f'{v:>{max(len(k), 7)}}' for k, v in cells).rstrip()
 
@@ -46,14 +46,14 @@ class _Table:
 
 # %% ../nbs/04d_metrics.ipynb #6670f044
 def _display_kind() -> str:
-    "Find out where output goes: to a 'terminal', a live 'notebook', or 'captured', to read later."
+    "Return where output goes: to a 'terminal', to a live 'notebook', or 'captured' for later."
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     if shell is None or type(shell).__name__ == 'TerminalInteractiveShell': return 'terminal'
     return 'captured' if getattr(shell, 'kernel', None) is None else 'notebook'
 
 # %% ../nbs/04d_metrics.ipynb #0aa83221
 class _TerminalProgress:
-    "tqdm's bar for an epoch, and a line for each finished one."
+    "Shows a tqdm bar for the current epoch, and a line for each finished one."
     def __init__(self, table):
         self.table, self.bar, self.head = table, None, None
 
@@ -81,7 +81,7 @@ class _TerminalProgress:
 
 # %% ../nbs/04d_metrics.ipynb #1f10a151
 class _NotebookProgress:
-    "The table so far, and a bar below it while an epoch runs, if the notebook is live."
+    "Shows the table so far and, in a live notebook, a bar for the current epoch below it."
     def __init__(self, table, live):
         self.table, self.live, self.handle = table, live, None
         self.title, self.note, self.drawn = '', '', 0.
@@ -131,8 +131,8 @@ class ProgressCallback(Callback):
     """Shows a progress bar, and a table with a row for each epoch.
 
     A row has the numbers in `run.metrics`, and how many seconds the epoch took."""
-    _order = TrainEvalCallback._order + 90   # shows an epoch after the others
-    out:Any = None   # from the first fit on
+    _order = TrainEvalCallback._order + 90   # when the others are done with the epoch
+    out:Any = None   # set by `begin_fit`
 
     def begin_fit(self):
         self.table = _Table(['epoch'])

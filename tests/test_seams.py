@@ -304,7 +304,7 @@ def test_a_scheduler_does_not_make_the_optimizer_want_a_closure(sched):
 def test_gradients_that_no_step_followed_are_told_of():
     batches = some_batches([4]*3)
     learn = a_learner(iter(batches))   # no length
-    with pytest.warns(UserWarning, match='gradients of the last 1 batches were not used'):
+    with pytest.warns(UserWarning, match='batches since the last step: 1'):
         Runner(AccumulateCallback(2)).fit(1, learn)
 
 
