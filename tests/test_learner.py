@@ -164,7 +164,7 @@ def test_one_schedule_keeps_the_ratio_of_the_groups():
         assert rec.lrs[0] == pytest.approx([0.006, 0.004, 0.002])
         if isinstance(lrs[0], torch.Tensor):
             assert all(pg['lr'] is t for pg, t in zip(learn.opt.param_groups, tensors))
-    with pytest.raises(ValueError, match='last group is 0: pass a list'):
+    with pytest.raises(ValueError, match='lr is 0, so the other groups have no ratio'):
         learn = tiny_learner(opt_func=groups_of((0.1, 0.)))
         Runner(ParamScheduler('lr', sched_lin(1., 0.))).fit(1, learn)
 
