@@ -263,5 +263,7 @@ def test_minutes_to_read_a_notebook():
         markdown('a b c d '*100),
         code('#| hide\nx'),
         code('x\n\ny\n'),
+        markdown('<details><summary>Solution 1</summary>\n\nIt is zero.\n</details>'),
+        code('#| solution\nx'),
     ]
-    assert times.minutes(dict(cells=cells)) == pytest.approx(400/200 + 2/10)
+    assert times.minutes(dict(cells=cells)) == pytest.approx(400/200 + 2/15)

@@ -1,6 +1,7 @@
 """Estimates how long a chapter takes to read.
 
-We count a minute for 200 words, or for ten lines of code, because people read code more than once.
+We count a minute for 200 words, or for fifteen lines of code. Solutions don't count, because they
+are folded.
 """
 import re
 
@@ -8,14 +9,16 @@ from .cells import joined
 
 
 def minutes(nb) -> float:
-    "Return the minutes to read a notebook, without its hidden cells"
+    "Return the minutes to read a notebook, without its hidden cells and its solutions"
     words = lines = 0
     for cell in nb['cells']:
         source = joined(cell['source'])
+        if source.startswith('<details>') or re.search(r'^#\| *(hide|solution)$', source, re.M):
+            continue
         if cell['cell_type'] == 'markdown': words += len(source.split())
-        if cell['cell_type'] == 'code' and not re.search(r'^#\| *hide$', source, re.M):
+        if cell['cell_type'] == 'code':
             lines += sum(bool(line.strip()) for line in source.splitlines())
-    return words/200 + lines/10
+    return words/200 + lines/15
 
 def in_words(m: float) -> str:
     "Return a time as people say it: 5, 10, ... 50 minutes, an hour, 1½ hours, 2 hours"
