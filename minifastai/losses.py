@@ -38,10 +38,10 @@ def _check_targets(targets, logits:Tensor):
         raise ValueError(f"For logits {(n, c)}, pass labels of shape {(n,)} or answers of shape "
                          f"{(n, c)}, not {tuple(targets.shape)}")
     if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise ValueError(f"Labels (N,) must be whole numbers, not {targets.dtype}")
+        raise ValueError(f"Labels (N,) must be integers, not {targets.dtype}")
     labels = targets.long()
     if look and not (labels.min() >= -1 and labels.max() < c):
-        raise ValueError(f"Labels of {c} classes go from 0 to {c-1}, or are -1 for none of them; "
+        raise ValueError(f"Labels for {c} classes go from 0 to {c-1}, or are -1 for none of them; "
                          f"these go from {labels.min()} to {labels.max()}")
 
 # %% ../nbs/04b_softmax.ipynb #b04a0014
@@ -68,7 +68,7 @@ def binomial_loss(
 ) -> Tensor: # The loss: (), or (N, C) for `'none'`
     """Compute the binary cross-entropy of a yes-or-no question for each class.
 
-    Raises a `ValueError` that says what doesn't fit. The values of the targets are checked only
+    Raises a `ValueError` if an argument doesn't fit. The values of the targets are checked only
     on the CPU, because elsewhere the program would have to wait for the device."""
     targets = _as_binary(logits, targets)
     if pos_weight is not None: _check_one_each('pos_weight', pos_weight, logits.shape[1])
@@ -93,7 +93,7 @@ def _check_decoding(logits:Tensor, names):
 
 # %% ../nbs/04b_softmax.ipynb #04534151
 def _above(logits:Tensor, threshold:float|Tensor) -> Tensor:
-    "Say where the probability exceeds the threshold: bool (N, C)."
+    "Return where the probability exceeds the threshold, as bools (N, C)."
     _check_logits(logits)
     _check_threshold(torch.as_tensor(threshold), logits.shape[1])
     if isinstance(threshold, Tensor): threshold = threshold.to(logits.device)
@@ -106,9 +106,9 @@ def binomial_decode(
     threshold:float|Tensor=0.5, # The probability above which a class is there; one, or (C,)
     names:Sequence[str]|None=None, # The classes' names in order; by default their numbers
 ) -> list[list]: # The classes that are there, for each item: `[]` for none, `[1, 3]` for two
-    """Answer the yes-or-no question for each class.
+    """List, for each item, the classes whose probability exceeds the threshold.
 
-    Raises a `ValueError` that says what doesn't fit, or which item's logits have NaN."""
+    Raises a `ValueError` if an argument doesn't fit, or if an item's logits have NaN."""
     above = _above(logits, threshold)
     _check_decoding(logits, names)
     classes = range(logits.shape[1]) if names is None else names
@@ -123,6 +123,6 @@ def exact_match(
 ) -> Tensor: # A fraction, ()
     """Compute the fraction of items for which all yes-or-no questions are answered right.
 
-    Raises a `ValueError` that says what doesn't fit."""
+    Raises a `ValueError` if an argument doesn't fit."""
     right = _above(logits, threshold) == (_as_binary(logits, targets) > 0.5)
     return (right & ~logits.isnan()).all(1).float().mean()

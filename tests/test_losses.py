@@ -61,8 +61,8 @@ def test_extreme_logits_have_a_finite_loss_and_gradient():
 @pytest.mark.parametrize('targets,says', [
     (torch.tensor([0, 10]), '0 to 9'),
     (torch.tensor([-2, 0]), '-1 for none'),
-    (torch.tensor([0.5, 1.]), 'whole numbers'),
-    (torch.tensor([True, False]), 'whole numbers'),
+    (torch.tensor([0.5, 1.]), 'must be integers'),
+    (torch.tensor([True, False]), 'must be integers'),
     (torch.zeros(3, dtype=torch.long), r'not \(3,\)'),
     (torch.zeros(2, 9), r'not \(2, 9\)'),
     (torch.zeros(2, 1, dtype=torch.long), r'not \(2, 1\)'),
