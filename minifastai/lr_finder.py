@@ -70,6 +70,7 @@ def _keep_optimizer(learn:Learner) -> Callable:
         for p, s in state.items(): opt.state[p] = copy.deepcopy(s)
     return restore
 
+# %% ../nbs/05_lr_finder.ipynb #02352fb7
 def _keep_random(learn:Learner) -> Callable:
     "Note the state of all random number generators; return a function that restores it."
     generators = loader_generators(learn.data)
@@ -167,7 +168,7 @@ class _Sweep(Callback):
         raise CancelTrainException()
 
     def _exploded(self, loss:float) -> bool:
-        "Is the smoothed loss over 10 times the best? (If it can be negative: has it risen so far?)"
+        "Is the smoothed loss over 10 times the best, or has it risen so far if it can be negative?"
         self.best_loss = best = min(self.best_loss, loss)
         if min(self.sweep_losses) > 0: return loss > 10*best
         return loss - best > 10*max(abs(best), abs(self.sweep_losses[0] - best))
@@ -254,7 +255,7 @@ def _too_short(find:_Sweep) -> str:
     "Say why a sweep ended before its second step, and what to do."
     n = len(find.sweep_lrs)
     if n == 0: advice = "This isn't the learning rate's fault: check the data and the model"
-    else: advice = "One step was enough to ruin it: start from a smaller min_lr"
+    else: advice = "One step was enough to ruin the model: start from a smaller min_lr"
     return f"lr_find: {find.stopped} at step {n + 1}, with learning rate {find._lr:.1g}. {advice}"
 
 # %% ../nbs/05_lr_finder.ipynb #5664e8a5

@@ -22,7 +22,7 @@ class Recorder(Callback):
     """Records the learning rates and the loss of every completed training batch.
 
     `history` has a row for every epoch, with the numbers in `run.metrics`."""
-    _order = AvgStatsCallback._order + 9   # metrics of your own are there by then
+    _order = AvgStatsCallback._order + 9   # after metrics of your own
     lrs:Any = ()       # lists from the first fit on
     history:Any = ()
     _losses:Any = ()

@@ -246,7 +246,7 @@ def _check_value(value, old, pname:str, pos:float):
 # %% ../nbs/05_lr_finder.ipynb #5d579f12
 class LRSchedulerCallback(Callback):
     "Steps a scheduler of `torch.optim.lr_scheduler` after every training batch or every epoch."
-    # after the recorder, and after the metrics, which one of the schedulers looks at
+    # after the recorder, and after the metrics that ReduceLROnPlateau looks at
     _order = AvgStatsCallback._order + 11
     def __init__(self,
         sched_func:Callable, # Called as `sched_func(opt)` when a fit begins; or a scheduler
