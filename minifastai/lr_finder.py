@@ -195,17 +195,17 @@ class LRFindResult:
     def _doubts(self, first:float) -> str:
         "Say why the curve can't be trusted and what to try, or nothing if it can."
         fall = first - min(self.smoothed)
-        if fall <= 2*self._noise():
-            return ("no suggestion, because the loss fell by no more than its noise. Try more "
-                    "steps, larger batches, or another range of rates")
-        if min(self.losses) > 0 and fall < first/10:
+        if fall <= 3*self._noise():
+            return ("no suggestion, because the loss fell by little more than its noise. Try "
+                    "more steps, larger batches, or another range of rates")
+        if min(self.losses) > 0 and fall < first/20:
             return (f"no suggestion, because the loss fell by only {fall/first:.0%}. Try more "
                     f"steps, for example max_iter={10*len(self.lrs)}")
         return ''
 
     def _noise(self) -> float:
         "Estimate the standard deviation of the noise in the first losses, without their slope."
-        first = torch.tensor(self.losses[:max(5, len(self.losses)//10)], dtype=torch.float64)
+        first = torch.tensor(self.losses[:max(5, len(self.losses)//4)], dtype=torch.float64)
         return first.diff().std(correction=0).item()/math.sqrt(2)
 
     def _suggest(self, first:float):
