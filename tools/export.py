@@ -1,15 +1,34 @@
-"""Write the package anew from the notebooks, after cleaning them.
+"""Clean the notebooks and export the package.
 
-nbdev-clean and nbdev-export do the work. nbdev writes each module's `__all__` in lines of up to
-160 columns; this script wraps them at 100, like all other lines.
+nbdev-clean and nbdev-export do the work. This script does two more things. It folds the solutions
+of exercises, so that JupyterLab hides them until you click. And it wraps each module's `__all__`
+at 100 columns, like all other lines, because nbdev writes lines of up to 160.
 """
 import ast
+import json
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 WIDTH = 100
+FOLDED = dict(jupyter=dict(source_hidden=True, outputs_hidden=True))
+
+
+def is_solution(cell: dict) -> bool:
+    "Is it a code cell marked `#| solution`?"
+    marked = re.search(r'^#\| *solution$', ''.join(cell['source']), re.M)
+    return cell['cell_type'] == 'code' and bool(marked)
+
+
+def fold_solutions(path: Path):
+    "Hide the code and outputs of a notebook's solutions, in its metadata for Jupyter."
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    for cell in nb['cells']:
+        if cell['cell_type'] == 'code': cell['metadata'].pop('jupyter', None)
+        if is_solution(cell): cell['metadata'] |= FOLDED
+    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
 def wrap_all(path: Path):
@@ -28,6 +47,7 @@ def main():
     for command in ('nbdev-clean', 'nbdev-export'):
         subprocess.run([Path(sys.executable).with_name(command)], check=True,
                        stdin=subprocess.DEVNULL)
+    for path in sorted(Path('nbs').rglob('*.ipynb')): fold_solutions(path)
     for path in sorted(Path('minifastai').glob('[!_]*.py')): wrap_all(path)
 
 
