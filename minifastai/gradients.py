@@ -24,7 +24,7 @@ def _added(total:Tensor|None, grad:Tensor|None, weight) -> Tensor|None:
 
 # %% ../nbs/04d_metrics.ipynb #f012e28f
 class AccumulateCallback(Callback):
-    """Makes a step after every `n` batches, with the gradients of one batch of all their items.
+    """Makes a step after every `n` batches, as if they were one large batch.
 
     The last batch of an epoch makes a step as well if the loader has a length and that batch isn't
     cancelled. Batches without a step also count in averages and schedules. A cancelled batch adds
@@ -32,7 +32,7 @@ class AccumulateCallback(Callback):
     _order = TrainEvalCallback._order - 10   # so that no other callback sees a step that isn't made
     n_begun = n_summed = 0
     def __init__(self,
-        n:int, # How many batches
+        n:int, # Batches for each step
     ):
         self.n = check_count("AccumulateCallback: n", n)
 

@@ -168,7 +168,7 @@ class _Sweep(Callback):
         raise CancelTrainException()
 
     def _exploded(self, loss:float) -> bool:
-        "Is the smoothed loss over 10 times the best, or has it risen so far if it can be negative?"
+        "Check for a loss over 10 times the best, or a similar rise if losses can be negative."
         self.best_loss = best = min(self.best_loss, loss)
         if min(self.sweep_losses) > 0: return loss > 10*best
         return loss - best > 10*max(abs(best), abs(self.sweep_losses[0] - best))
@@ -196,8 +196,8 @@ class LRFindResult:
         "Say why the curve can't be trusted and what to try, or nothing if it can."
         fall = first - min(self.smoothed)
         if fall <= 3*self._noise():
-            return ("no suggestion, because the loss fell by little more than its noise. Try "
-                    "more steps, larger batches, or another range of rates")
+            return ("no suggestion, because the loss fell by less than three times its "
+                    "noise. Try more steps, larger batches, or another range of rates")
         if min(self.losses) > 0 and fall < first/20:
             return (f"no suggestion, because the loss fell by only {fall/first:.0%}. Try more "
                     f"steps, for example max_iter={10*len(self.lrs)}")

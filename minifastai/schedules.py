@@ -274,7 +274,7 @@ class LRSchedulerCallback(Callback):
         self._stepped = False
 
     def _check_step(self):
-        "Raise an error if it isn't a scheduler, or if its `step` needs arguments."
+        "Raise an error if the scheduler has no `step`, or one that needs arguments."
         try: inspect.signature(getattr(self.sched, 'step', None)).bind()
         except TypeError:
             raise TypeError("LRSchedulerCallback needs a scheduler whose step() works without "

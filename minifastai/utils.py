@@ -186,7 +186,7 @@ def rng_state(
 # %% ../nbs/05_lr_finder.ipynb #b62d8eb0
 def set_rng_state(
     state:dict,    # What `rng_state` returned
-    generators=(), # The generators that it was given
+    generators=(), # The generators that `rng_state` was given
 ):
     "Put all random number generators back into `state`."
     random.setstate(state['python'])
