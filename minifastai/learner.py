@@ -169,7 +169,7 @@ class _PhaseRunner(_Dispatcher):
 _chosen_modes:WeakKeyDictionary = WeakKeyDictionary()
 
 def frozen_modules(
-    model, # A module; or any other function
+    model, # A module, or a plain function
 ) -> list[nn.Module]:
     """Find the modules that have to stay in evaluation mode, such as a frozen batch norm.
 
@@ -183,7 +183,7 @@ def frozen_modules(
         if any(p.requires_grad for p in params): _chosen_modes.pop(m, None)
         elif not params and not list(m.buffers()): continue
         elif model.training or m.training: _chosen_modes[m] = m.training
-        # the whole model is in evaluation mode: a module with frozen parameters is so on purpose
+        # the whole model is in evaluation mode: parameters are frozen only on purpose
         else: _chosen_modes.setdefault(m, not params)
         if not _chosen_modes.get(m, True): found += m.modules()
     return list(dict.fromkeys(found))
@@ -213,7 +213,7 @@ class TrainEvalCallback(Callback):
     def cleanup_epoch(self): self._switch('eval')   # also after an error, or without validation
 
     def _switch(self, mode):
-        if hasattr(self.model, mode): getattr(self.model, mode)()   # a function is a model as well
+        if hasattr(self.model, mode): getattr(self.model, mode)()   # a model may be a function
 
     def after_batch(self):
         run = self.run
@@ -222,7 +222,7 @@ class TrainEvalCallback(Callback):
         self._done += 1
         if run.iters: run.n_epochs = run.epoch + min(self._done/run.iters, 1.)
 
-    def after_cancel_batch(self):   # the batch went by, too
+    def after_cancel_batch(self):   # it counts for the position, too
         run = self.run
         if not run.in_train: return
         self._done += 1
@@ -230,7 +230,7 @@ class TrainEvalCallback(Callback):
 
 # %% ../nbs/04c_loop.ipynb #a524e152
 def get_model(
-    data:DataBunch, # Its training set gives the number of inputs, `data.c` that of outputs
+    data:DataBunch, # Its training set gives the number of inputs, and `data.c` the outputs'
     lr:float=0.5,   # Learning rate
     nh:int=50,      # Hidden units
 ) -> tuple[nn.Module, optim.Optimizer]: # The model, and plain SGD on its parameters
@@ -255,7 +255,7 @@ def _shown(o) -> str:
 class Learner:
     "Holds what a fit needs: a model, its optimizer, a loss function, and the data."
     def __init__(self,
-        model:nn.Module,         # Called as `model(xb)`, or as `call_model` does
+        model:nn.Module,         # Called as `model(xb)`, or as in `call_model`
         opt:optim.Optimizer,     # Any PyTorch optimizer on the model's parameters
         loss_func:Callable|None, # Called as `loss_func(pred, yb)`; None for the model's own loss
         data:DataBunch,          # Anything with `train_dl` and `valid_dl`
@@ -276,7 +276,7 @@ class Learner:
     ) -> tuple[Any, Any]: # Predictions and targets, on the CPU
         "Compute predictions for the batches of a loader, and collect their targets."
         dl = self.data.valid_dl if dl is None else dl
-        if dl is None: raise ValueError("get_preds: there are no validation batches: pass some")
+        if dl is None: raise ValueError("get_preds: there are no validation batches, so pass dl")
         return predictions(self.model, map(split_batch, dl))
 
     def __getattr__(self, k):   # called only for names that were not found in the usual way
@@ -319,7 +319,7 @@ class Runner(_PhaseRunner):
     metrics:dict[str, Any]   # this epoch's numbers, by name; empty at its beginning
     skipped:bool             # did the optimizer skip the step of this batch?
     aside:bool               # is `validate` running?
-    validating:bool          # is a validation running, of either kind?
+    validating:bool          # is a validation running, in a fit or by `validate`?
     wants_closure:bool       # does the optimizer's `step` need a closure?
 
     def __init__(self,
@@ -344,7 +344,7 @@ class Runner(_PhaseRunner):
             self._seams[seam] = getattr(takers[0] if takers else self, seam)
 
     def _reset(self, epochs:int):
-        "Set the state to that at the beginning of a fit."
+        "Give every attribute its value for the beginning of a fit."
         self.xb = self.yb = self.pred = self.loss = self.iters = self.cancelled = None
         self.epochs, self.epoch, self.metrics = epochs, 0, {}
         self.n_epochs, self.n_iter, self.in_train = 0., 0, False
@@ -358,7 +358,7 @@ class Runner(_PhaseRunner):
     ):
         """Train `learn` for some epochs, and validate after each.
 
-        Mistakes in the arguments are refused before anything has changed."""
+        If an argument is wrong, you get an error before anything has changed."""
         epochs = check_fit(self._running, epochs, learn)
         self._bind()
         grad_mode = torch.is_grad_enabled()
@@ -385,7 +385,7 @@ class Runner(_PhaseRunner):
     def _fit(self, skip:bool):
         warn_untrained(self.learn, self.cbs)
         self._look_once()
-        self.opt.zero_grad()   # there may be some from before
+        self.opt.zero_grad()   # gradients may be left from before the fit
         for self.epoch in range(self._first, self.epochs):
             self.metrics = {}
             self._phase(_EPOCH, self._epoch)
@@ -437,7 +437,7 @@ class Runner(_PhaseRunner):
         try:
             self._backward()
             self._step()
-        finally: self._seams['zero_grad']()   # also if the batch is cut short
+        finally: self._seams['zero_grad']()   # even if the batch is cancelled or fails
 
     def _forward(self):
         self.pred = None
@@ -463,7 +463,7 @@ class Runner(_PhaseRunner):
         if not self.skipped: self('after_step')
 
     def get_pred(self):
-        "Compute `pred` from `xb`; a callback can take over this method and the next four."
+        "Compute `pred` from `xb`; a callback can replace this method and the next four."
         return call_model(self.learn.model, self.xb)
 
     def get_loss(self):

@@ -115,7 +115,7 @@ class _Sweep(Callback):
     "Trains with a learning rate that grows exponentially, until the loss explodes."
     _order = ParamScheduler._order + 4   # after all schedulers
     def __init__(self, max_iter:int, min_lr:float, max_lr:float, beta:float):
-        max_iter = check_count("lr_find: max_iter, the steps of the sweep,", max_iter, least=2)
+        max_iter = check_count("lr_find: max_iter, the number of steps,", max_iter, least=2)
         if not 0 < min_lr < max_lr:
             raise ValueError("lr_find: the learning rate has to grow from a positive value, but "
                              f"min_lr is {min_lr} and max_lr is {max_lr}")

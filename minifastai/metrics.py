@@ -87,7 +87,7 @@ def accuracy(
     out:Tensor, # A score for each class, (N, C) or (N, C, ...); or an object with `logits`
     yb:Tensor,  # Class labels (N,) or (N, ...)
     *,
-    ignore:int=-100, # The label to ignore, as a loss's `ignore_index`
+    ignore:int=-100, # The label to ignore, like a loss's `ignore_index`
 ) -> Tensor: # A fraction, as a tensor ()
     """Compute the fraction of items for which the right class has the highest score.
 

@@ -144,7 +144,7 @@ def _plot(x, y, xlabel:str, ylabel:str, ax=None):
 # %% ../nbs/05_lr_finder.ipynb #0edf8926
 def write_csv(
     path:str|Path,       # The file to write
-    rows:Sequence[dict], # Rows; columns are all keys that occur, in the order in which they do
+    rows:Sequence[dict], # Rows; the columns are their keys, in order of appearance
 ):
     "Write `rows` as a table of comma-separated values."
     with open(path, 'w', newline='', encoding='utf-8') as f:

@@ -118,8 +118,8 @@ def check_settings(
     "Raise a `TypeError` if an optimizer doesn't show its parameter groups."
     lost = [k for k in ('param_groups', *more) if not hasattr(opt, k)]
     if not lost: return
-    raise TypeError(f"{who} needs opt.{' and opt.'.join(lost)}, but {type(opt).__name__} doesn't "
-                    "have it. If it wraps an optimizer, add a property that returns the wrapped "
+    raise TypeError(f"{who} needs opt.{' and opt.'.join(lost)}, which {type(opt).__name__} doesn't "
+                    "have. If it wraps an optimizer, add a property that returns the wrapped "
                     "optimizer's")
 
 def group_keys(
@@ -154,7 +154,7 @@ def ratios_to_last(
 
 # %% ../nbs/05_lr_finder.ipynb #d57bfbb3
 class ParamScheduler(Callback):
-    """Sets a setting of the optimizer before each training batch, by the position in training.
+    """Changes a setting of the optimizer before each training batch, following a schedule.
 
     A single schedule sets the last parameter group, and the other groups keep their ratio to it.
     Steps that the optimizer skipped don't count."""
@@ -278,8 +278,8 @@ class LRSchedulerCallback(Callback):
         try: inspect.signature(getattr(self.sched, 'step', None)).bind()
         except TypeError:
             raise TypeError("LRSchedulerCallback needs a scheduler whose step() works without "
-                            f"arguments; {type(self.sched).__name__}'s doesn't. Call it in a "
-                            "callback of your own") from None
+                            f"arguments; {type(self.sched).__name__}'s doesn't. Call its "
+                            "step in a callback of your own") from None
 
     def _make_sched(self):
         if hasattr(self.sched_func, 'step') and not isinstance(self.sched_func, type):

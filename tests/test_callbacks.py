@@ -147,7 +147,7 @@ def test_what_a_runner_refuses():
     with refuses(TypeError, r'pass an object'): Runner([Plain(), AvgStatsCallback])
     with refuses(TypeError, 'not a Callback'): Runner([print])
     with refuses(TypeError, 'not a Callback'): Runner('progress')
-    with refuses(TypeError, 'makes no callback'): Runner(cb_funcs=[Plain()])
+    with refuses(TypeError, "doesn't make a callback"): Runner(cb_funcs=[Plain()])
     with refuses(TypeError, 'not a Callback'): Runner(cb_funcs=lambda: None)
 
     with refuses(ValueError, "Two callbacks are named 'plain'"): Runner([Plain(), Plain()])
@@ -361,7 +361,7 @@ def test_learner_refuses_what_does_not_belong():
         ((model, loss_func, opt, data), 'not an optimizer'),
         ((None, opt, loss_func, data), 'model is a NoneType'),
         ((model, opt, 'mse', data), 'loss_func is a str'),
-        ((model, optim.SGD, loss_func, data), r'opt is a type: pass an object, as SGD\(...\)'),
+        ((model, optim.SGD, loss_func, data), r'opt is a type: pass an object, such as SGD\(...\)'),
         ((model, opt, loss_func, [1]), 'DataBunch'),
     ):
         with pytest.raises(TypeError, match=message): Learner(*args)
@@ -378,7 +378,7 @@ def test_functions_as_models_and_closures_of_optimizers():
     class Odd(optim.SGD):
         def step(self, one, two): pass
     model = nn.Linear(4, 3)
-    with pytest.raises(TypeError, match=r'Odd.step\(self, one, two\) cannot be called'):
+    with pytest.raises(TypeError, match=r'Odd.step\(self, one, two\) can be called neither'):
         Learner(model, Odd(model.parameters()), F.cross_entropy, data)
 
 

@@ -231,7 +231,7 @@ def test_learners_can_be_copied_and_pickled():
 
 def test_what_makes_no_callback():
     for bad in (accuracy, AvgStatsCallback(), 3, lambda needed: None):
-        with pytest.raises(TypeError, match='makes no callback'): Runner(cb_funcs=[bad])
+        with pytest.raises(TypeError, match="doesn't make a callback"): Runner(cb_funcs=[bad])
     Runner(cb_funcs=[partial(AvgStatsCallback, accuracy), Recorder])
 
 

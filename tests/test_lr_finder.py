@@ -516,7 +516,7 @@ def exponential(opt): return optim.lr_scheduler.ExponentialLR(opt, 0.5)
     lr_find,
 ])
 def test_an_optimizer_without_groups(use):
-    with pytest.raises(TypeError, match=r"opt.param_groups.*, but Wrapper doesn't have it"):
+    with pytest.raises(TypeError, match=r"opt.param_groups.*, which Wrapper doesn't have"):
         use(tiny_learner(opt_func=Wrapper))
 
 
