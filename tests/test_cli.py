@@ -684,7 +684,7 @@ def test_half_a_pair_is_no_reason_to_fall_back(tmp_path):
 
 
 def test_lr_find(tmp_path):
-    args = ['--dataset', 'digits', '--bs', '8', '--out', 'sweep']   # small batches take less time
+    args = ['--dataset', 'digits', '--bs', '32', '--out', 'sweep']   # small batches take less time
     def find(): return finish(fork(LR_FIND, *args, cwd=tmp_path))
     done = find()
     assert_succeeded(done)
