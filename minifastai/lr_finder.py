@@ -195,7 +195,7 @@ class LRFindResult:
     def _doubts(self, first:float) -> str:
         "Say why the curve can't be trusted and what to try, or nothing if it can."
         fall = first - min(self.smoothed)
-        if fall <= 3*self._noise():
+        if fall <= 3*self._noise() or self.smoothed[0] == min(self.smoothed):
             return ("no suggestion, because the loss fell by less than three times its "
                     "noise. Try more steps, larger batches, or another range of rates")
         if min(self.losses) > 0 and fall < first/20:

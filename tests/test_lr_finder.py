@@ -314,6 +314,21 @@ def test_the_lag_of_the_smoothing_is_corrected():
     assert steps[-1] < 59 - 7   # there is a lag to correct
 
 
+def test_any_curve_gives_rates_of_the_sweep_or_nothing():
+    rng = random.Random(2)
+    for _ in range(2000):
+        n = rng.randrange(2, 30)
+        lrs = [1e-4*1.5**i for i in range(n)]
+        start, spread = rng.choice([0.01, 1., 100.]), rng.choice([0., 0.1, 1., 10.])
+        losses = [start + rng.gauss(0, spread) for _ in range(n)]
+        if rng.random() < 0.3: losses.sort(reverse=rng.random() < 0.7)
+        found = LRFindResult(lrs, losses, '', beta=rng.choice([0., 0.8, 0.98]))
+        for lr in found.suggestions.values():
+            assert (lr is None) == bool(found.advice)
+            assert lr is None or lrs[0]/2 < lr < lrs[-1]*1.001
+        assert repr(found)
+
+
 @pytest.mark.parametrize('fall, trusted', [(0.02, False), (0.04, False), (0.06, True), (0.5, True)])
 def test_a_curve_that_only_dips_is_not_trusted(fall, trusted):
     lrs = [1e-6*1.17**i for i in range(100)]
