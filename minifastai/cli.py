@@ -7,12 +7,11 @@ __all__ = ['keep_freed_memory', 'minifastai_train', 'minifastai_lr_find', 'Predi
            'TrainedRun', 'load_run']
 
 # %% ../nbs/90_cli.ipynb #27c73f59
-import errno, json, math, os, re, shlex, signal, sys, threading, time, warnings
+import errno, itertools, json, math, os, re, shlex, signal, sys, threading, time, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 import torch
@@ -63,7 +62,7 @@ _PICTURES = ('.png', '.jpg', '.jpeg', '.gif', '.bmp', '.tif', '.tiff', '.webp')
 def _mnist_in(folder:str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Get MNIST from `folder`."
     if find_mnist(folder): return get_data('mnist', path=folder)
-    files = islice(Path(folder).expanduser().rglob('*'), 10_000)   # enough to know what it is
+    files = itertools.islice(Path(folder).expanduser().rglob('*'), 10_000)   # that's enough
     if any(p.suffix.lower() in _PICTURES for p in files):
         raise ValueError(f"--data: {folder} holds pictures, and this command trains on MNIST's own "
                          "files only; a network for your own pictures has to be trained in Python")
