@@ -188,6 +188,7 @@ def _with_metric(whole:list[Checkpoint], best:str) -> list[Checkpoint]:
     if measured and not found: find_metric(measured[0].metrics, best)   # raises
     return found
 
+# %% ../nbs/09_checkpoints.ipynb #e323bb2a
 def find_checkpoint(
     folder:str|Path,    # Where a `CheckpointCallback` writes
     *,
@@ -256,6 +257,7 @@ def _parts(o) -> dict:
     some = itertools.islice(items.items(), 100)
     return {k: v for k, v in some if k not in ('run', '_iterator')}
 
+# %% ../nbs/09_checkpoints.ipynb #e3bb41b3
 def _find(kinds, o, path:str, seen:dict, depth:int=8) -> Iterator[tuple[str, Any]]:
     "Find the objects of some kinds in `o`, each once, with the path to it."
     if id(o) in seen or not depth: return
@@ -326,6 +328,7 @@ def _outside(run) -> dict[str, dict]:
     buffers = {name: getattr(*place) for name, place in _unsaved_buffers(run).items()}
     return dict(state=state, buffers=buffers)
 
+# %% ../nbs/09_checkpoints.ipynb #c5c7d186
 @torch.no_grad()
 def _restore_outside(run, outside:dict[str, dict]):
     "Put back what the model's `state_dict` doesn't have."
@@ -341,7 +344,6 @@ def _restore_outside(run, outside:dict[str, dict]):
         if getattr(now, 'shape', None) == getattr(then, 'shape', ''): now.copy_(then)
         else: setattr(*here[name], then if then is None else then.to(device_of(here[name][0])))
 
-
 # %% ../nbs/09_checkpoints.ipynb #2d03e6f9
 def _same(a, b) -> bool:
     "Are two pieces of plain data equal?"
@@ -353,6 +355,7 @@ def _same(a, b) -> bool:
     if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(_same, a, b))
     return a == b or (a != a and b != b)   # nan counts as equal to nan
 
+# %% ../nbs/09_checkpoints.ipynb #e9502700
 def _snapshot(cb:Callback) -> dict:
     "Copy the attributes of a callback that has no `state_dict` of its own."
     own:Any = type(cb)   # mypy doesn't know of methods that were patched in
@@ -387,6 +390,7 @@ def _state_of_callback(cb:Callback, settings:dict) -> dict:
     with _named(type(cb).__name__): state = to_plain(cb.state_dict())
     return {k: v for k, v in state.items() if k not in settings or not _same(v, settings[k])}
 
+# %% ../nbs/09_checkpoints.ipynb #6583d614
 def _collect(run, settings:dict[str, dict], notes:dict) -> _RunState:
     "Collect the state of a run and `notes`; of callbacks, without these settings."
     with _named('the model'):
@@ -410,6 +414,7 @@ class CheckpointError(OSError):
 class FolderInUseError(CheckpointError):
     "Another process, or another fit, is writing checkpoints to the same folder."
 
+# %% ../nbs/09_checkpoints.ipynb #5777039e
 _locked:set[int] = set()   # file descriptors of the folders that this process has locked
 
 @functools.cache
@@ -530,6 +535,7 @@ class _Shield:
         signal.signal(number, signal.SIG_DFL)
         if not self.active.value: os.kill(os.getpid(), number)
 
+# %% ../nbs/09_checkpoints.ipynb #0b0ecf26
 class _StopSignals:
     "Signal handlers that only make a note, so that the run stops when nothing is half done."
     def __init__(self):
@@ -741,6 +747,7 @@ def _read(self:CheckpointCallback, dl) -> Iterator:
         self._position = self.epoch, self._count
     return self._noted(dl if left is None else left, first=left is None)
 
+# %% ../nbs/09_checkpoints.ipynb #e2eb17c8
 @patch
 def _noted(self:CheckpointCallback, batches:Iterable, first:bool) -> Iterator:
     "Yield batches, and note some numbers of each."
@@ -772,6 +779,7 @@ def _about_data(data) -> dict:
         bs=next((n for n in sizes if isinstance(n, int)), None), numbers=_sample(first),
         persistent=[getattr(o, 'persistent_workers', False) for o in (dl, data.valid_dl)])
 
+# %% ../nbs/09_checkpoints.ipynb #e11e99fb
 def _started(run) -> list[bool]:
     "Find out for each loader whether it has workers that stay alive between epochs."
     return [getattr(dl, '_iterator', None) is not None
@@ -864,6 +872,7 @@ def _check_same_run(checkpoint:Checkpoint, state:_RunState, run):
         warnings.warn(f"The run had {training['threads']} threads, and has "
                       f"{torch.get_num_threads()} now: the last digits may differ", stacklevel=2)
 
+# %% ../nbs/09_checkpoints.ipynb #0e06acd4
 def _check_rngs(path:Path, run, state:dict):
     "Refuse a run that has lost a random number generator; warn of a new one."
     kept, here = state['own'].keys(), _rngs(run).keys()
@@ -901,6 +910,7 @@ def _start_workers(run, started:list[bool]):
         warnings.warn("Workers with persistent_workers=True start anew. If items draw random "
                       "numbers in them, these numbers will differ", stacklevel=2)
 
+# %% ../nbs/09_checkpoints.ipynb #60fa1c95
 @patch
 def _resume(self:CheckpointCallback, checkpoint:Checkpoint):
     "Continue the run that wrote `checkpoint`, if this is the same run."
@@ -924,6 +934,7 @@ def _resume(self:CheckpointCallback, checkpoint:Checkpoint):
         warnings.warn(f"This run of {run.epochs} epochs is complete, so there's nothing to do. To "
                       "train longer, fit with more epochs", stacklevel=2)
 
+# %% ../nbs/09_checkpoints.ipynb #7de0d208
 @patch
 def _remaining(self:CheckpointCallback, checkpoint:Checkpoint, state:_RunState, dl) -> Iterator:
     "Get the batches left in the checkpoint's epoch, and put the state back before them."
@@ -973,6 +984,7 @@ def _restore(self:CheckpointCallback, checkpoint:Checkpoint, state:_RunState):
         run.opt.load_state_dict(opt)
         raise
 
+# %% ../nbs/09_checkpoints.ipynb #0602fe0c
 @patch
 def _restorers(self:CheckpointCallback, state:_RunState) -> dict[str, Callable]:
     "List the parts of a run's state, each with the function that puts it back."

@@ -550,6 +550,7 @@ def save(self:Learner,
     if not state: raise ValueError("This model has no parameters and no buffers to save")
     write_atomically(Path(path), weights_to_bytes(state, metadata))
 
+# %% ../nbs/09_checkpoints.ipynb #cb01c357
 @patch
 def load(self:Learner,
     path:str|Path, # A file that `save`, the command or a checkpoint wrote; or a checkpoint's folder

@@ -26,6 +26,7 @@ def _all_finite(o) -> bool:
     "Are all tensors in `o` free of `nan` and infinity?"
     return all(bool(_numbers(t).isfinite().all()) for t in all_tensors(o))
 
+# %% ../nbs/09_checkpoints.ipynb #6cbaccf1
 def _first_bad_layer(model:nn.Module, xb) -> str|None:
     "Run `model` once more on `xb`, and find the first layer whose output isn't finite."
     leaves = {name: m for name, m in model.named_modules() if not list(m.children())}
@@ -54,6 +55,7 @@ def _bad_input(xb) -> str:
         return f"item {_first_bad_item(x)} of the batch{which}"
     return ''
 
+# %% ../nbs/09_checkpoints.ipynb #e80a86cf
 def first_not_finite(
     model:nn.Module, # Any model
     xb,              # A batch for it

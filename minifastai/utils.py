@@ -285,6 +285,7 @@ def _factory_name(o:defaultdict) -> str|None:
         if f is factory: return name
     raise ValueError(f"a defaultdict's factory can be {', '.join(_FACTORIES)}, not {f!r}")
 
+# %% ../nbs/09_checkpoints.ipynb #10363c5f
 def _array_parts(o:np.ndarray) -> list:
     "Take an array apart: its type, shape, and content."
     if o.dtype.hasobject: return ['O', list(o.shape), list(o.ravel())]
@@ -316,6 +317,7 @@ def _made_by_class(o) -> list:
     elif is_dataclass(o): content = {f.name: getattr(o, f.name) for f in fields(o)}
     return [cls.__module__, cls.__qualname__, content]
 
+# %% ../nbs/09_checkpoints.ipynb #b03da701
 def _namedtuple(parts): return tuple.__new__(_loaded_class(*parts[:2], tuple), parts[2])
 def _enum(parts): return _loaded_class(*parts[:2], Enum)[parts[2]]
 
@@ -356,6 +358,8 @@ _KINDS:dict[str, tuple[Callable, Callable]] = {
     'Enum':        (_made_by_class, _enum),
     'dataclass':   (_made_by_class, _dataclass),
 }
+
+# %% ../nbs/09_checkpoints.ipynb #ca22e4c7
 _TYPES:dict[type, str] = {type(Path()): 'Path'} | {cls: cls.__name__ for cls in (
     set, frozenset, bytearray, range, slice, dict, OrderedDict, Counter, defaultdict, deque, _Attrs,
     nn.Parameter, np.ndarray, datetime, date, timedelta, Decimal, Fraction)}
@@ -476,6 +480,7 @@ def plain_names(
             names[full] = re.sub('^' + re.escape(prefix), owner, names[full])
     return names
 
+# %% ../nbs/09_checkpoints.ipynb #eb40a9b8
 def plain_state(
     model, # A module; a plain function has no state
 ) -> dict: # Parameters, buffers and extra state, by plain name
@@ -506,6 +511,7 @@ def fits_safetensors(
     if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_quantized: return False
     return _has_safe_type(t.dtype)
 
+# %% ../nbs/09_checkpoints.ipynb #3478442b
 def weights_to_bytes(
     weights:dict[str, Tensor], # By name
     metadata:dict[str, str]|None=None, # Texts to keep with them
@@ -530,6 +536,7 @@ def write_atomically(
         fsync_folder(path.parent)
     finally: part.unlink(missing_ok=True)
 
+# %% ../nbs/09_checkpoints.ipynb #396bcb8f
 def misfits(
     kept:dict, # What a file has: tensors, or anything else, by name
     here:dict, # What a model has
