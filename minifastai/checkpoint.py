@@ -600,7 +600,7 @@ class CheckpointCallback(Callback):
         keep:int=2,          # How many to keep: the last ones
         best:str|None=None,  # Also keep the best by this metric, such as `'valid_loss'`
         mode:str|None=None,  # 'min' or 'max', if the metric's name doesn't say what is better
-        resume:bool|Checkpoint=False, # Continue from the last one, if there is one? Or from which
+        resume:bool|Checkpoint=False, # Continue from the last one? Or pass the one to continue from
         stop_on:Sequence[int]=_STOP_ON, # Signals that stop the run
     ):
         if every is not None: check_count("CheckpointCallback: every", every)
