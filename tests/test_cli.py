@@ -214,7 +214,7 @@ def test_falls_back_once_and_says_so(tmp_path):
 
 def assert_speaks_of_options(done):
     "An error says what to type, and not what to call in Python"
-    assert '--data FOLDER or in MINIFASTAI_DATA' in done.stderr
+    assert 'with --data FOLDER or in MINIFASTAI_DATA' in done.stderr
     assert '--dataset digits' in done.stderr
     assert not re.search(r'path=|get_data|Python', done.stderr)
 
@@ -232,10 +232,10 @@ def assert_speaks_of_options(done):
     (['--device', 'gpu'], 'gpu'),
     (['--data', 'nowhere', '--out', 'new'], 'MNIST is not in nowhere: give the folder of'),
     (['--data', 'mine'], 'mine holds pictures, and this command trains on MNIST'),
-    (['--dataset', 'digits', '--data', 'mine'], 'leave it out to train on digits'),
+    (['--dataset', 'digits', '--data', 'mine'], "don't use it with --dataset digits"),
     (['--dataset', 'digits', '--out', 'taken'], "holds another run's history.csv"),
     (['--dataset', 'digits', '--out', 'begun'], "holds another run's checkpoints"),
-    (['--dataset', 'digits', '--out', 'file'], 'file is no folder'),
+    (['--dataset', 'digits', '--out', 'file'], "file isn't a folder"),
     (['--resume', 'taken'], 'taken is not a run of minifastai-train'),
 ])
 def test_refusals(tmp_path, args, message):
@@ -584,7 +584,7 @@ def test_what_cannot_be_loaded(complete, tmp_path):
     (complete/'model.safetensors').write_bytes(b'no weights')
     with pytest.raises(ValueError, match='model.safetensors is damaged'): load_run(complete)
     (complete/'model.safetensors').unlink()
-    with pytest.raises(ValueError, match='goes on by minifastai-train --resume'): load_run(complete)
+    with pytest.raises(ValueError, match='continue it with minifastai-train'): load_run(complete)
 
 
 # How it ends
