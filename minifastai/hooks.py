@@ -295,7 +295,7 @@ def summary(
 ) -> Summary: # Shows itself, and has the numbers in `rows`
     """Make a table of a model's modules: output shapes, parameters, multiply-adds for one item.
 
-    The model gets its inputs as in training. A `ValueError` names the layer that cannot take its
+    The model gets its inputs as in training. A `ValueError` names the layer that can't take its
     input."""
     model = getattr(model, '_orig_mod', model)   # what torch.compile wraps
     xb = moved(xb, device_of(model))
