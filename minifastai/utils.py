@@ -238,7 +238,7 @@ def device_of(
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #469cabaf
 @contextmanager
 def kept_modes(
-    model, # Any module; of any other function there is no mode to keep
+    model, # Any module; any other function has no mode to keep
 ):
     "Put each submodule back into training or evaluation mode at the end of a `with` block."
     modules = model.modules() if isinstance(model, nn.Module) else ()
