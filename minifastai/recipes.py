@@ -28,7 +28,7 @@ from .augment import (
     affine_tfms, AugmentCallback, identity, random_affine, shift_tfms, TTA)
 from .resnet import res_layer
 
-# %% ../nbs/08_beat_98.ipynb #d2ca3844
+# %% ../nbs/08_beat_98.ipynb #5fe27d97
 def _copy(t:Tensor) -> Tensor:
     "Copy a tensor, with 32 bits at least, because 16 are too coarse for a moving average."
     if t.is_floating_point() and t.element_size() < 4: return t.float()
@@ -39,6 +39,7 @@ def _in_memory_once(t:Tensor) -> bool:
     if t.layout is not torch.strided: return False
     return all(step or n < 2 for step, n in zip(t.stride(), t.shape))
 
+# %% ../nbs/08_beat_98.ipynb #d2ca3844
 class AverageWeightsCallback(Callback):
     """Keeps an exponential moving average of the weights, and of batch norm's statistics.
 
