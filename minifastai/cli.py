@@ -704,7 +704,7 @@ def _train(options:_Options, resume:str|os.PathLike|None):
 # %% ../nbs/90_cli.ipynb #37531e42
 @call_parse
 def minifastai_train(
-    # one-epoch, eight-epochs (chapter 08) or lesson (chapters 06 and 07);
+    # one-epoch, eight-epochs (chapter 08) or lesson (chapter 07's one-cycle run);
     # by default one-epoch for MNIST, eight-epochs for the digits
     recipe:str=None,
     *,
@@ -833,7 +833,7 @@ def minifastai_lr_find(
     min_lr:float=1e-6,    # Learning rate of the first step
     max_lr:float=10.,     # Learning rate of the last step
     *,
-    # one-epoch, eight-epochs (chapter 08) or lesson (chapters 06 and 07);
+    # one-epoch, eight-epochs (chapter 08) or lesson (chapter 07's one-cycle run);
     # by default one-epoch for MNIST, eight-epochs for the digits
     recipe:str=None,
     bs:int=None,          # Batch size, if not as the recipe says

@@ -154,7 +154,7 @@ def test_same_seed_same_weights(two_epochs, tmp_path):
 
 @pytest.mark.parametrize('norm', ['running', 'layer', 'instance', 'group', 'none'])
 def test_any_norm(tmp_path, norm):
-    done = train('--recipe', 'lesson', '--dataset', 'digits', '--bs', '64', '--epochs', '6',
+    done = train('--recipe', 'one-epoch', '--dataset', 'digits', '--epochs', '6', '--lr', '0.1',
                  '--norm', norm, '--out', 'run', cwd=tmp_path)
     assert validation_accuracy(done) > 0.35, done.stdout + done.stderr
     assert_loads(tmp_path/'run', done)
@@ -163,7 +163,7 @@ def test_any_norm(tmp_path, norm):
         state = {k: f.get_tensor(k) for k in f.keys()}
     assert settings['norm'] == norm
     one_image = DataBunch([(torch.zeros(1, 1, 28, 28), torch.zeros(1))], c=10)
-    learn, _ = RECIPES['lesson'].learn_run(one_image, norm=norm)
+    learn, _ = RECIPES['one-epoch'].learn_run(one_image, norm=norm)
     learn.model.load_state_dict(state)
 
 
@@ -339,7 +339,7 @@ def test_what_happens_to_the_schedule_of_a_longer_run(stopped):
     said = cli._position(last, 12, recipe, before=2)
     assert said.endswith('are now planned for 5: the schedule goes on at 35% of its way, '
                          'where it was at 88%')
-    for recipe, before in ((recipe, 5), (RECIPES['lesson'], 2)):
+    for recipe, before in ((recipe, 5), (cli.replace(recipe, warm_up=None), 2)):
         assert 'schedule' not in cli._position(last, 12, recipe, before)
 
 
