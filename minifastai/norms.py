@@ -215,7 +215,7 @@ def plot_norms(
         for axis in (ax.xaxis, ax.yaxis, ax.zaxis): axis.labelpad = -12
     return axs[0]
 
-# %% ../nbs/07_batchnorm.ipynb #a22ed1b7
+# %% ../nbs/07b_small_batches.ipynb #a22ed1b7
 class _Pass(NamedTuple):
     "What a forward pass has used: the batch's means, and the statistics that it normalised by."
     batch:Tensor
@@ -240,7 +240,7 @@ class _Passes(deque):
             f"the last {self.maxlen} forward passes. Call backward sooner, or leave the layer out "
             "of what torch.utils.checkpoint computes")
 
-# %% ../nbs/07_batchnorm.ipynb #8bb74d6d
+# %% ../nbs/07b_small_batches.ipynb #8bb74d6d
 class _RunningNorm(torch.autograd.Function):
     """Normalize by running statistics in which this batch has the weight `k`, and update them.
 
@@ -278,7 +278,7 @@ class _RunningNorm(torch.autograd.Function):
         if dx is not None: dx.addcmul_(g, _per_channel(mults*ctx.invstd, x), value=1-ctx.k)
         return dx, dmults, dadds, None, None, None, None, None
 
-# %% ../nbs/07_batchnorm.ipynb #73ec2acd
+# %% ../nbs/07b_small_batches.ipynb #73ec2acd
 @torch.library.custom_op('minifastai::snapshot', mutates_args=())
 def _snapshot(stats:list[Tensor]) -> list[Tensor]:
     "Copy statistics; for a compiler, which doesn't compute again what it can't look into."
@@ -290,7 +290,7 @@ def _snapshot(stats:list[Tensor]) -> list[Tensor]:
 @_snapshot.register_fake
 def _(stats): return [torch.empty_like(t) for t in stats]
 
-# %% ../nbs/07_batchnorm.ipynb #5d67cc5a
+# %% ../nbs/07b_small_batches.ipynb #5d67cc5a
 class RunningBatchNorm(_Affine):
     """Normalization of (N, C, ...) by running statistics, also in training.
 
@@ -381,7 +381,7 @@ class RunningBatchNorm(_Affine):
         scaled = '' if self.scaled else ', scaled=False'
         return f'{self.nf}, mom={self.mom:g}, eps={self.eps:g}{scaled}'
 
-# %% ../nbs/07_batchnorm.ipynb #ee45b625
+# %% ../nbs/07b_small_batches.ipynb #ee45b625
 _NORMS:dict[str, Callable|None] = {
     'batch':    nn.BatchNorm2d,
     'running':  RunningBatchNorm,
@@ -407,7 +407,7 @@ def get_norm(
     make = _NORMS[norm] if isinstance(norm, str) else norm
     return None if make is None else make(nf)
 
-# %% ../nbs/07_batchnorm.ipynb #7b685129
+# %% ../nbs/07b_small_batches.ipynb #7b685129
 def conv_layer(
     ni:int,       # Channels in
     nf:int,       # Channels out

@@ -1,4 +1,4 @@
-"Norms on shapes, types and histories that chapter 07 lacks, against PyTorch and running sums."
+"Norms on shapes, types and histories that the chapters lack, against PyTorch and running sums."
 import copy
 import io
 import math
