@@ -1485,8 +1485,7 @@ def test_early_stopping_by_no_such_metric():
     with pytest.raises(ValueError, match="no metric 'valid_acc'.*Did you mean 'valid_accuracy'"):
         quiet_runner([AvgStatsCallback(accuracy), EarlyStoppingCallback('valid_acc')]).fit(
             3, tiny_learner())
-    wrong = ((dict(patience=0), 'patience has to be'), (dict(mode='up'), 'mode has to be'))
-    for kwargs, message in wrong:
+    for kwargs, message in ((dict(patience=0), 'patience has to be'), (dict(mode='up'), 'mode has')):
         with pytest.raises(ValueError, match=message): EarlyStoppingCallback(**kwargs)
 
 

@@ -684,17 +684,23 @@ def test_half_a_pair_is_no_reason_to_fall_back(tmp_path):
 
 
 def test_lr_find(tmp_path):
-    args = ['--dataset', 'digits', '--bs', '32', '--out', 'sweep']   # small batches take less time
-    def find(): return finish(fork(LR_FIND, *args, cwd=tmp_path))
-    done = find()
+    def find(bs): return finish(fork(LR_FIND, '--dataset', 'digits', '--bs', bs, '--out', 'sweep',
+                                     cwd=tmp_path))
+    done = find('32')
     assert_succeeded(done)
-    assert 'minimum' in done.stdout
-    assert 'steepest' in done.stdout
+    for name in ('minimum', 'steepest', 'valley'): assert f'{name}: 0.' in done.stdout
     rows = table(tmp_path/'sweep'/'lr_find.csv')
     assert list(rows[0]) == ['step', 'lr', 'loss', 'smoothed_lr', 'smoothed']
     assert 2 < len(rows) <= 100
     assert (tmp_path/'sweep'/'lr_find.png').exists()
-    assert_refused(find(), 'holds another run')
+    assert_refused(find('32'), 'holds another run')
+
+
+def test_lr_find_says_why_there_is_no_suggestion(tmp_path):
+    done = finish(fork(LR_FIND, '--dataset', 'digits', '--bs', '8', cwd=tmp_path))
+    assert_succeeded(done)
+    assert 'Try more steps, larger batches, or another range of rates' in done.stdout
+    assert 'minimum' not in done.stdout
 
 
 def test_help(tmp_path):
