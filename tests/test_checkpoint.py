@@ -1485,7 +1485,8 @@ def test_early_stopping_by_no_such_metric():
     with pytest.raises(ValueError, match="no metric 'valid_acc'.*Did you mean 'valid_accuracy'"):
         quiet_runner([AvgStatsCallback(accuracy), EarlyStoppingCallback('valid_acc')]).fit(
             3, tiny_learner())
-    for kwargs, message in ((dict(patience=0), 'patience has to be'), (dict(mode='up'), 'mode has')):
+    wrong = ((dict(patience=0), 'patience has to be'), (dict(mode='up'), 'mode has to be'))
+    for kwargs, message in wrong:
         with pytest.raises(ValueError, match=message): EarlyStoppingCallback(**kwargs)
 
 
