@@ -240,6 +240,25 @@ class AvgStats:
         self._read = None
         for m in filter(_is_stateful, self.metrics): m.reset()
 
+    def accumulate(self,
+        run, # A `Runner`: its `loss`, `pred`, `xb` and `yb` are those of the batch
+    ):
+        "Add the runner's batch."
+        pred, xb, yb, loss = detached(run.pred), run.xb, run.yb, run.loss.detach()
+        if run.loss_func is not self._loss_func:
+            self._loss_func, self._loss_weight = run.loss_func, LossWeight(run.loss_func)
+        of_loss = self._loss_weight
+        weight = of_loss(xb, yb)
+        self._means[0].add(loss/weight if of_loss.is_sum else loss, weight)
+        for m, mean, own in zip(self.metrics, self._means[1:], self._weights):
+            if own is None:
+                if not self.n_batches and hasattr(m, 'to'): m.to(loss.device)
+                m.update(pred, yb)
+            elif own.divided_by is of_loss.divided_by: mean.add(detached(m(pred, yb)), weight)
+            else: mean.add(detached(m(pred, yb)), own(xb, yb))
+        self.n_batches += 1
+        self._read = None
+
     @property
     def avg_stats(self) -> list: # Floats; tensors on the CPU where there are several numbers
         "The mean loss, then the value of each metric; all `nan` if there was no batch."
@@ -249,27 +268,6 @@ class AvgStats:
     def row(self) -> dict[str, Any]: # Floats; tensors on the CPU where there are several numbers
         "Collect the averages by name; a metric that computes a dictionary has several."
         return _columns(self.names, self.avg_stats)
-
-# %% ../nbs/04d_metrics.ipynb #ac124860
-@patch
-def accumulate(self:AvgStats,
-    run, # A `Runner`: its `loss`, `pred`, `xb` and `yb` are those of the batch
-):
-    "Add the runner's batch."
-    pred, xb, yb, loss = detached(run.pred), run.xb, run.yb, run.loss.detach()
-    if run.loss_func is not self._loss_func:
-        self._loss_func, self._loss_weight = run.loss_func, LossWeight(run.loss_func)
-    of_loss = self._loss_weight
-    weight = of_loss(xb, yb)
-    self._means[0].add(loss/weight if of_loss.is_sum else loss, weight)
-    for m, mean, own in zip(self.metrics, self._means[1:], self._weights):
-        if own is None:
-            if not self.n_batches and hasattr(m, 'to'): m.to(loss.device)
-            m.update(pred, yb)
-        elif own.divided_by is of_loss.divided_by: mean.add(detached(m(pred, yb)), weight)
-        else: mean.add(detached(m(pred, yb)), own(xb, yb))
-    self.n_batches += 1
-    self._read = None
 
 # %% ../nbs/04d_metrics.ipynb #2f326683
 @patch
