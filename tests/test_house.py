@@ -23,14 +23,9 @@ def chapter(number) -> Path:
     return path
 
 
-def test_chapter_04_trains_within_fifteen_code_cells():
-    calls = [i for i, s in enumerate(sources(chapter('04')), 1) if re.search(r'^fit\(', s, re.M)]
-    assert calls and calls[0] <= 15
-
-
-def test_chapter_04d_trains_within_fifteen_code_cells():
-    cells = sources(chapter('04d'))
-    calls = [i for i, s in enumerate(cells, 1) if re.search(r'^run\.fit\(', s, re.M)]
+@pytest.mark.parametrize('number, call', [('04', r'^fit\('), ('04d', r'^run\.fit\(')])
+def test_a_chapter_trains_within_fifteen_code_cells(number, call):
+    calls = [i for i, s in enumerate(sources(chapter(number)), 1) if re.search(call, s, re.M)]
     assert calls and calls[0] <= 15
 
 

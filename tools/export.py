@@ -47,7 +47,7 @@ def main():
     for command in ('nbdev-clean', 'nbdev-export'):
         subprocess.run([Path(sys.executable).with_name(command)], check=True,
                        stdin=subprocess.DEVNULL)
-    for path in sorted(Path('nbs').rglob('*.ipynb')): fold_solutions(path)
+    for path in sorted(Path('nbs').glob('*.ipynb')): fold_solutions(path)
     for path in sorted(Path('minifastai').glob('[!_]*.py')): wrap_all(path)
 
 
