@@ -15,28 +15,31 @@ from .hooks import Hook, Hooks
 from .utils import BLUE, ORANGE, check_count, first_tensor, listify
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #5ca08ef6
-def _plateau(mod) -> float:
-    "Where the activation function at the end of `mod` is flat."
+def _of_last(mod, name, default):
+    "An attribute of the activation function at the end of `mod`."
     while isinstance(mod, nn.Sequential) and len(mod): mod = mod[-1]
-    return getattr(mod, 'plateau', 0.)
+    return getattr(mod, name, default)
 
 def _stride(n:int, wanted:int=5_000) -> int:
     """The step through `n` numbers that samples about `wanted` of them.
 
-    It has no divisor in common with `n`, so that every channel and pixel has its turn."""
+    It has no divisor in common with `n`, so every channel and pixel gets its turn."""
     steps = range(max(n//wanted, 1), n + 2)
     return next(k for k in steps if math.gcd(k, n) == 1)
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #57a3765a
 def _begin_stats(hook, mod, bins, lo, hi, plateau):
-    "Give a hook that sees its first output what `_keep_stats` fills."
+    "Give a hook that sees its first output the lists that `_keep_stats` fills."
     hook.stats = ([], [])   # means and standard deviations, as in the lesson
     hook.hists = []
-    hook.dead = []
+    hook.dead = []          # fractions at the plateau
+    hook.saturated = []     # fractions at the maximum, if there is one
+    hook.grads = {}         # root mean squares of the output's gradient, by batch
     hook.steps = []
     hook.scales = []        # how many activations each one in a histogram stands for
     hook.range = (bins, lo, hi)
-    hook.plateau = _plateau(mod) if plateau is None else plateau
+    hook.plateau = _of_last(mod, 'plateau', 0.) if plateau is None else plateau
+    hook.maxv = _of_last(mod, 'maxv', None)
     hook.scratch = None     # memory of the output's size
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #44157dcf
@@ -50,12 +53,12 @@ def _keep_stats(hook, mod, outp, *, step=None, bins=68, lo=-7., hi=10., plateau=
     n = len(x)
     means.append(x.mean())
 
-    # on a CPU, getting so much memory anew takes longer than all the rest
+    # on a CPU, allocating that much memory anew takes longer than everything else
     on_cpu = x.device.type == 'cpu'
     fits = on_cpu and hook.scratch is not None and len(hook.scratch) == n
     d = hook.scratch if fits else torch.empty_like(x)
     torch.sub(x, means[-1], out=d)
-    # half the time of x.std(), and as exact
+    # half the time of x.std(), and just as exact
     stds.append((torch.dot(d, d)/max(n - 1, 1)).sqrt())
 
     sample = x[::_stride(n)]
@@ -64,29 +67,32 @@ def _keep_stats(hook, mod, outp, *, step=None, bins=68, lo=-7., hi=10., plateau=
     w = (hi-lo)/bins
     hook.hists.append(sample.clamp(lo - w/2, hi + w/2).histc(bins + 2, lo - w, hi + w))
 
+    # into `d`: counting a tensor of bools takes four times as long
+    if hook.maxv is not None: hook.saturated.append(torch.ge(x, hook.maxv, out=d).mean())
     d = torch.sub(x, hook.plateau, out=d).abs_() if hook.plateau else torch.abs(x, out=d)
-    # in place: a tensor of bools takes four times as long to count
     hook.dead.append(d.le_(tol).mean())
     hook.steps.append(len(hook.steps) if step is None else step)
     if on_cpu: hook.scratch = d
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #ecfe1d6e
 def append_stats(
-    hook:Hook,     # Gets `stats`, a pair of lists of means and deviations, `hists` and `dead`
+    hook:Hook,     # Gets the lists `stats` (means and standard deviations), `hists`, `dead`, ...
     mod:nn.Module, # The module
     inp,           # Its inputs
     outp,          # Its output: a tensor, or a structure whose first tensor counts
     *,
     bins:int=68,   # Bins of the histogram, besides two for what is below and above
-    lo:float=-7.,  # Where the lowest bin begins
-    hi:float=10.,  # Where the highest ends
-    plateau:float|None=None, # Where an activation is dead; by default the activation function's
-    tol:float=1e-3,          # How far from there it still is
+    lo:float=-7.,  # Lower end of the lowest bin
+    hi:float=10.,  # Upper end of the highest bin
+    plateau:float|None=None, # Which value to count in `dead`; by default the module's, else 0
+    tol:float=1e-3,          # How far from it an activation still counts
 ):
-    """Keep statistics of a training batch, on the device where it is; for `Hook` and `Hooks`.
+    """Keep statistics of a training batch, on its device; for `Hook` and `Hooks`.
 
-    The default plateau is the module's attribute `plateau`, or its last layer's, else 0. If the
-    output has no tensor, nothing is kept. `partial(append_stats, bins=...)` sets options."""
+    `dead` gets the fraction of activations at the plateau: the attribute `plateau` of the module
+    or of its last layer, else 0. If the activation function has a maximum, `maxv`, `saturated`
+    gets the fraction there. An output without a tensor is ignored. To set options, use
+    `partial(append_stats, bins=...)`."""
     if not mod.training: return
     _keep_stats(hook, mod, outp, bins=bins, lo=lo, hi=hi, plateau=plateau, tol=tol)
 
@@ -94,7 +100,7 @@ def append_stats(
 def get_hist(
     h:Hook, # Has seen training batches with `append_stats`
 ) -> Tensor: # (bins + 2, batches)
-    """Make an image of a hook's histograms, the lowest values first.
+    """Make an image of a hook's histograms, with the lowest values first.
 
     Each number is the logarithm of one plus the count."""
     return (torch.stack(h.hists, 1).cpu()*torch.tensor(h.scales)).log1p()
@@ -102,10 +108,9 @@ def get_hist(
 def get_min(
     h:Hook, # Has seen training batches with `append_stats`
 ) -> Tensor: # (batches,)
-    """Return the fraction of dead activations in each batch.
+    """Return the fraction of activations at the plateau in each batch: of zeros, for a ReLU.
 
-    Dead are those within a tolerance of the activation function's plateau. If some are not
-    finite, the fraction is NaN."""
+    If some activations aren't finite, the fraction is NaN."""
     finite = torch.stack(h.stats[0]).isfinite()
     return torch.stack(h.dead).where(finite, torch.nan).cpu()
 
@@ -114,9 +119,9 @@ _AMBER = '#E69F00'
 _LINES = ('-', '--', '-.', ':')
 
 def _with_stats(hooks) -> list[Hook]:
-    "The hooks that have seen something, of a `Hooks`, of an `ActivationStats` or of a list."
+    "The hooks with statistics, of a `Hooks`, of an `ActivationStats` or of a list."
     hooks = [hooks] if isinstance(hooks, Hook) else list(getattr(hooks, 'hooks', hooks))
-    # a layer need not be used, and a list of layers is never called itself
+    # some layers are never called, for example a list of layers
     seen = [h for h in hooks if getattr(h, 'dead', None)]
     if seen: return seen
     names = ', '.join(h.name for h in hooks) or 'nothing'
@@ -124,26 +129,33 @@ def _with_stats(hooks) -> list[Hook]:
                      f"or with an ActivationStats callback. Hooked: {names}")
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #c5beda3e
-def _plot_lines(ax, hooks, values, first, what):
-    "Draw a line for each hook; `values(hook)` is a list with a number for each batch."
+def _plot_lines(ax, hooks, line, first, what):
+    "Draw a line for each hook; `line(hook)` is its batches, and a list with a number for each."
     from matplotlib import colormaps
     for i, h in enumerate(hooks):
         color = colormaps['viridis'](i/max(len(hooks) - 1, 1)*0.8)
-        ys = torch.stack(values(h)[:first]).cpu()
-        ax.plot(h.steps[:first], ys, color=color, ls=_LINES[i % 4], lw=1.3, label=h.name)
+        steps, ys = line(h)
+        if not ys: continue
+        ys = torch.stack(ys[:first]).cpu()
+        ax.plot(steps[:first], ys, color=color, ls=_LINES[i % 4], lw=1.3, label=h.name)
     ax.set(xlabel='batch', ylabel=what)
 
 def plot_stats(
     hooks, # `Hooks` with `append_stats`, or an `ActivationStats`
     *,
     first:int|None=None, # Only so many batches from the beginning
-): # The two axes
-    "Draw means and standard deviations of each layer's activations over the training batches."
+): # The axes: two, or three with gradients
+    "Draw means and standard deviations of each layer's activations, and the size of gradients."
     import matplotlib.pyplot as plt
     hooks = _with_stats(hooks)
-    fig, axs = plt.subplots(1, 2, figsize=(10, 3.2), layout='constrained')
-    _plot_lines(axs[0], hooks, lambda h: h.stats[0], first, 'mean')
-    _plot_lines(axs[1], hooks, lambda h: h.stats[1], first, 'standard deviation')
+    n = 2 + any(h.grads for h in hooks)
+    fig, axs = plt.subplots(1, n, figsize=(4*n + 2, 3.2), layout='constrained')
+    _plot_lines(axs[0], hooks, lambda h: (h.steps, h.stats[0]), first, 'mean')
+    _plot_lines(axs[1], hooks, lambda h: (h.steps, h.stats[1]), first, 'standard deviation')
+    if n == 3:
+        def gradients(h): return list(h.grads), list(h.grads.values())
+        _plot_lines(axs[2], hooks, gradients, first, 'root mean square of the gradient')
+        axs[2].set_yscale('log')
     handles, labels = axs[0].get_legend_handles_labels()
     columns = 1 + len(hooks)//16
     fig.legend(handles, labels, loc='outside right center', fontsize=8, ncols=columns)
@@ -162,10 +174,13 @@ def _draw_hist(ax, h, image, ylim, top=None):
     return drawn
 
 def _draw_dead(ax, h):
-    "Draw the fraction of dead activations in one panel."
-    ax.plot(h.steps, get_min(h), color=ORANGE)
+    "Draw the fractions of activations at the plateau and at the maximum in one panel."
+    ax.plot(h.steps, get_min(h), color=ORANGE, label=f'at {h.plateau:g}')
     ax.fill_between(h.steps, get_min(h), color=ORANGE, alpha=0.2)
-    ax.set(ylim=(0, 1), xlabel='batch', ylabel='share dead')
+    if h.saturated:
+        ax.plot(h.steps, torch.stack(h.saturated).cpu(), '--', color=BLUE, label=f'at {h.maxv:g}')
+    ax.legend(fontsize=7)
+    ax.set(ylim=(0, 1), xlabel='batch', ylabel='fraction')
 
 def _panels(hooks, height):
     "Make a figure with a panel for each hook, four in a row."
@@ -194,10 +209,10 @@ def _reach(hooks) -> tuple[float, float]:
 def plot_hists(
     hooks, # `Hooks` with `append_stats`, or an `ActivationStats`
 ): # The axes, one for each layer
-    """Draw each layer's histogram over the training batches.
+    """Draw each layer's histograms over the training batches.
 
-    Brighter means more, on a logarithmic scale. Beyond the dotted lines is all that is out of
-    range."""
+    A column is one batch's histogram. Brighter means more, on a logarithmic scale. Everything
+    out of range is beyond the dotted lines."""
     hooks = _with_stats(hooks)
     fig, axs = _panels(hooks, 2.4)
     images = [get_hist(h) for h in hooks]
@@ -213,7 +228,9 @@ def plot_hists(
 def plot_dead(
     hooks, # `Hooks` with `append_stats`, or an `ActivationStats`
 ): # The axes, one for each layer
-    "Draw the fraction of dead activations of each layer over the training batches."
+    """Draw the fraction of each layer's activations that are at the plateau: 0, for a ReLU.
+
+    If an activation function has a maximum, draw the fraction there, too."""
     hooks = _with_stats(hooks)
     fig, axs = _panels(hooks, 2.)
     for ax, h in zip(axs, hooks):
@@ -237,7 +254,8 @@ def plot_activations(
 ): # The axes, a row for each layer
     """Draw everything about each layer in a row.
 
-    That is its mean and standard deviation, its histogram, and the fraction of dead activations."""
+    That's the mean and the standard deviation, the histograms, and the fractions of activations
+    at the plateau and at the maximum."""
     import matplotlib.pyplot as plt
     hooks = _with_stats(hooks)
     fig, axs = plt.subplots(len(hooks), 3, figsize=(10, 1.5*len(hooks) + 0.6), sharex=True,
@@ -245,7 +263,7 @@ def plot_activations(
     for row, h in zip(axs, hooks): _draw_row(row, h)
     for ax in axs[-1]: ax.set_xlabel('batch')
     axs[0, 0].legend(fontsize=8)
-    titles = ('mean and standard deviation', 'histogram (log)', 'share dead')
+    titles = ('mean and standard deviation', 'histogram (log)', 'fraction at 0 or the plateau')
     for ax, title in zip(axs[0], titles): ax.set_title(title, fontsize=10)
     return axs
 
@@ -303,27 +321,42 @@ def _find_modules(model, layers) -> dict[str, nn.Module]:
     raise ValueError(f"ActivationStats: no layer of the model fits {layers!r}; "
                      f"it has {some}{more}")
 
+# %% ../nbs/06_cuda_cnn_hooks_init.ipynb #6a4592e1
+def _watch_gradient(hook, outp, step):
+    "Keep the root mean square of the output's gradient, once the backward pass computes it."
+    x = first_tensor(outp)
+    if x is None or not x.numel() or not x.requires_grad: return
+    def keep(grad):
+        g = grad.detach().reshape(-1).float()
+        hook.grads[step] = (torch.dot(g, g)/len(g)).sqrt()
+    x.register_hook(keep)
+
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #4760d7b7
 class ActivationStats(Callback):
     """Keeps statistics of layers' outputs in training batches, for the figures of this module.
 
     `layers` may be a class or several, a pattern of names such as `'*.relu'`, a function of name
-    and module, or a list of modules. The hooks are gone after the fit. If a layer is called
-    several times in a batch, the first call counts. A compiled model runs as it was written."""
+    and module, or a list of modules. The hooks are removed after the fit. If a layer is called
+    several times in a batch, the first call counts. A compiled model runs as it was written.
+
+    With `grads=True`, each hook's `grads` has the root mean square of the gradient of the layer's
+    output, by batch. If a callback scales the loss, the gradient is scaled, too."""
     def __init__(self,
         layers=None, # Which layers, see above; by default the model's children
         *,
         every:int=1, # Look at every n-th training batch
+        grads:bool=False, # Look at the gradients of the outputs, too?
         **kwargs,    # Options of `append_stats`: `bins`, `lo`, `hi`, `plateau`, `tol`
     ):
         options = ('bins', 'lo', 'hi', 'plateau', 'tol')
         unknown = ', '.join(repr(k) for k in kwargs if k not in options)
         if unknown:
-            raise TypeError(f"ActivationStats has no option {unknown}; "
-                            f"it has layers, every, {', '.join(options)}")
+            raise TypeError(f"ActivationStats has no option {unknown}. "
+                            f"It has layers, every, grads, {', '.join(options)}")
         check_count("ActivationStats: bins, of a histogram,", kwargs.get('bins', 1))
         self.layers = layers
         self.every = check_count("ActivationStats: every", every)
+        self.grads = grads
         self.kwargs = kwargs
         self.hooks = []
 
@@ -336,16 +369,17 @@ class ActivationStats(Callback):
         self._looked = True
         if any(hasattr(h, 'steps') for h in self.hooks): return
         names = ', '.join(h.name for h in self.hooks)
-        warnings.warn("ActivationStats has nothing from the first batch: none of its layers was "
-                      "called with a tensor as the result. A scripted or traced model calls no "
-                      f"hooks on its layers: train the model that it was made of. Hooked: {names}",
-                      stacklevel=2)
+        warnings.warn("ActivationStats has nothing from the first batch, because none of its "
+                      "layers was called and returned a tensor. A scripted or traced model calls "
+                      "no hooks on its layers: train the original model instead. "
+                      f"Hooked: {names}", stacklevel=2)
 
     def _keep(self, hook, mod, inp, outp):
         step = self.n_iter
         if not self.in_train or step % self.every: return
         if getattr(hook, 'steps', [None])[-1] == step: return   # not its first call in this batch
         _keep_stats(hook, mod, outp, step=step, **self.kwargs)
+        if self.grads: _watch_gradient(hook, outp, step)
 
     def after_fit(self):
         if isinstance(self.hooks, Hooks): self.hooks.remove()

@@ -17,10 +17,10 @@ from .cnn import BatchTransformXCallback
 
 # %% ../nbs/08_beat_98.ipynb #917a12fe
 def _inverse_map(angle, scale, shear, dx, dy, h, w) -> Tensor:
-    "Compute where each new image has to be read: matrices (N, 2, 3) for `F.affine_grid`."
+    "Compute where to read each new image: matrices (N, 2, 3) for `F.affine_grid`."
     angle = angle*(math.pi/180)
     cos, sin = torch.cos(angle)/scale, torch.sin(angle)/scale
-    # the rows of the text's matrix in PyTorch's units, then what moves back by (u, v)
+    # the rows of the text's matrix in PyTorch's units, and then the shift back by (u, v)
     a, b = cos + shear*sin, (shear*cos - sin)*h/w
     c, d = sin*w/h, cos
     u, v = dx*2/w, dy*2/h
@@ -36,12 +36,12 @@ def affine(
     dx:float|Tensor=0.,    # Pixels to the right
     dy:float|Tensor=0.,    # Pixels down
 ) -> Tensor: # Images (N, C, H, W)
-    """Shear, scale and turn images about their centre, then move them, by sampling them once.
+    """Shear, scale and rotate images about their centre, then shift them, with one sampling.
 
-    Each number is one for all images, or a tensor (N,) with one for each. What comes in from
-    outside repeats the border. Images and numbers get gradients. Unlike in torchvision's `affine`,
-    turns are counter-clockwise and shears are in pixels. (After Jaderberg and others 2015,
-    arXiv 1506.02025)"""
+    Each setting is a number for all images, or a tensor (N,) with one for each. Pixels from outside
+    the image repeat its border. The images and the settings get gradients. Unlike torchvision's
+    `affine`, this rotates counter-clockwise, and shears by pixels.
+    (After Jaderberg and others 2015, arXiv 1506.02025)"""
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError("affine takes images (N, C, H, W) of floats, "
                          f"not {x.dtype} {tuple(x.shape)}")
@@ -64,13 +64,13 @@ def affine(
 def random_affine(
     x:Tensor, # Images (N, C, H, W)
     *,
-    degrees:float=10., # Turn by up to so many degrees, either way
-    scale:float=0.1,   # Scale by a factor of up to 1+scale, or down to 1/(1+scale)
-    shear:float=0.1,   # Shear by up to so many pixels for each pixel up, either way
-    shift:float=2.,    # Move by up to so many pixels, in both directions
+    degrees:float=10., # Largest rotation either way, in degrees
+    scale:float=0.1,   # Scale by a factor between 1/(1+scale) and 1+scale
+    shear:float=0.1,   # Largest shear either way, in pixels for each pixel up
+    shift:float=2.,    # Largest shift in each direction, in pixels
     generator:torch.Generator|None=None, # Of random numbers; by default the device's own
 ) -> Tensor: # Images (N, C, H, W)
-    """Apply a random affine map to each image, on whatever device the batch is.
+    """Apply a random affine map to each image of a batch, on the batch's device.
 
     Unlike torchvision's `RandomAffine`, this draws a map for each image, and `scale` is one number
     instead of a pair."""
@@ -84,7 +84,7 @@ def random_affine(
 class AugmentCallback(BatchTransformXCallback):
     """Replaces the inputs of each training batch by a function of them.
 
-    Validation sees them as they are."""
+    Validation batches stay as they are."""
     _order = BatchTransformXCallback._order + 1
     def begin_batch(self):
         if self.in_train: super().begin_batch()
@@ -97,18 +97,18 @@ def identity(
     return x
 
 def shift_tfms(
-    pixels:float=1., # How far to move
+    pixels:float=1., # How far to shift
 ) -> list[Callable]: # Functions of a batch (N, C, H, W)
-    "Make the five transforms that leave an image as it is, and move it left, right, up and down."
+    "Make five transforms: leave an image as it is, and shift it left, right, up and down."
     sides = ((-1, 0), (1, 0), (0, -1), (0, 1))
     shifts = [partial(affine, dx=i*float(pixels), dy=j*float(pixels)) for i, j in sides]
     return [identity, *shifts]
 
 # %% ../nbs/08_beat_98.ipynb #8499243a
 class TTA(nn.Module):
-    """Test-time augmentation: a classifier that answers by its mean over several transforms.
+    """Test-time augmentation: a classifier that averages its predictions over several transforms.
 
-    The mean is taken of the probabilities, and given as its logarithm (N, C)."""
+    It returns the logarithm of the mean probabilities (N, C)."""
     def __init__(self,
         model:nn.Module,             # From a batch to logits (N, C)
         tta_tfms:Sequence[Callable], # Functions of a batch, such as `shift_tfms()`
@@ -125,15 +125,15 @@ class TTA(nn.Module):
 
 # %% ../nbs/08_beat_98.ipynb #9a30672f
 def affine_tfms(
-    pixels:float=1., # How far to move
+    pixels:float=1., # How far to shift
     *,
-    degrees:float=7., # How far to turn
+    degrees:float=7., # How far to rotate
     scale:float=0.07, # By how much to enlarge
 ) -> list[Callable]: # Functions of a batch (N, C, H, W)
-    """Make the thirteen transforms that move an image to eight sides, turn it and scale it.
+    """Make thirteen transforms that shift an image in eight directions, rotate it and scale it.
 
-    The first one leaves it as it is. Turns go both ways, and scales are `1 + scale` and its
-    inverse."""
+    The first one leaves it as it is. There are rotations both ways, and the scales are
+    `1 + scale` and its inverse."""
     corners = [partial(affine, dx=i*float(pixels), dy=j*float(pixels))
                for i in (-1, 1) for j in (-1, 1)]
     turns = [partial(affine, angle=degrees), partial(affine, angle=-degrees)]

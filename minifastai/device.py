@@ -21,7 +21,7 @@ def default_device() -> torch.device: # The device
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #3c5a5456
 def _moved_loss(f, device):
-    "A loss function with its tensors on the device: a module, or arguments of a `partial`."
+    "Move a loss function's tensors to the device: those of a module, or a `partial`'s arguments."
     if isinstance(f, LossOfPredictions): return LossOfPredictions(_moved_loss(f.f, device))
     if isinstance(f, partial):
         kwargs = moved(f.keywords, device)
@@ -31,38 +31,38 @@ def _moved_loss(f, device):
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #765af871
 class CudaCallback(Callback):
-    """Trains on a GPU: moves model and loss function at the beginning of a fit, and each batch.
+    """Trains on a GPU: moves the model and the loss function when a fit begins, and each batch.
 
-    Where there is no GPU, it changes nothing."""
+    Without a GPU, it changes nothing."""
     def __init__(self,
         device:str|torch.device|None=None, # Such as 'cuda:1', 'mps', 'cpu'; by default the fastest
     ):
         try:
             self.device = default_device() if device is None else torch.device(device)
-            # PyTorch also has a device 'meta', where tensors have a shape and no numbers
+            # PyTorch also has a device 'meta', whose tensors have a shape but no numbers
             is_meta = torch.empty(0, device=self.device).is_meta
             if is_meta: raise RuntimeError('it computes nothing')
         except (RuntimeError, AssertionError) as e:
             reason = str(e).splitlines()[0]
             raise ValueError(
-                f"CudaCallback: PyTorch cannot use the device '{device}' here ({reason}); "
-                f"without an argument it takes {default_device()}") from e
+                f"CudaCallback: PyTorch cannot use the device '{device}' here ({reason}). "
+                f"Without an argument it uses {default_device()}") from e
 
     def begin_fit(self):
         self._move()
         if not getattr(self.opt, 'state', None): return
-        # PyTorch puts each part of the state on the device of its parameter
+        # PyTorch moves each part of the state to its parameter's device
         self.opt.load_state_dict(self.opt.state_dict())
 
     def begin_validate(self):
-        if self.run.aside: self._move()   # by `run.validate`, perhaps before any fit
+        if self.run.aside: self._move()   # from `run.validate`, perhaps before any fit
 
     def _move(self):
         self.model.to(self.device)
         self.run.loss_func = _moved_loss(self.loss_func, self.device)
 
     def begin_batch(self):
-        # from pinned memory the copy runs beside the program, otherwise it is an ordinary one
+        # the program can go on during a copy from pinned memory; it waits for other copies
         move = partial(moved, device=self.device, non_blocking=self.device.type == 'cuda')
         is_its_own_target = self.yb is self.xb
         self.run.xb = move(self.xb)

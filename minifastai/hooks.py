@@ -21,7 +21,7 @@ from .utils import (
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #707c5675
 class _RunEagerly:
-    "Runs compiled models as they were written while any module has a hook of ours."
+    "Runs compiled models as they were written, as long as any module has a hook of ours."
     def __init__(self):
         self.hooks:dict[int, weakref.finalize] = {}
         self.stance:Any = None
@@ -38,22 +38,22 @@ class _RunEagerly:
         del self.hooks[key]
         if self.hooks or self.stance is None: return
         stance, self.stance = self.stance, None
-        stance.__exit__(None, None, None)   # what the user had chosen
+        stance.__exit__(None, None, None)   # back to the user's own choice
 
 _eagerly = _RunEagerly()
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #8e53ff2d
 def _call(f, hook, mod, inp, outp):
-    "Call `f`, and drop its result, which PyTorch would take for the module's output."
+    "Call `f`, and drop its result, because PyTorch would use it as the module's output."
     f(hook, mod, inp, outp)
 
 class Hook:
     """A forward hook with a place to keep results.
 
-    After each forward computation of `m` it calls `f`, which keeps what it wants to keep as
-    attributes of the hook. As long as any hook is on, compiled models run as they were written,
-    because a compiled model doesn't call hooks that were put on later."""
-    stats:Any   # these four are what `append_stats` keeps
+    After each forward computation of `m` it calls `f`, which can set attributes of the hook.
+    As long as any hook is on, compiled models run as they were written, because a compiled
+    model doesn't call hooks that were added later."""
+    stats:Any   # `append_stats` keeps these, and more
     hists:Any
     scales:Any
     dead:Any
@@ -61,7 +61,7 @@ class Hook:
         m:nn.Module, # The module
         f:Callable,  # Called as `f(hook, module, inputs, output)`
         *,
-        name:str='', # What to call the module in figures; by default by its class
+        name:str='', # The module's name in figures; by default its class
     ):
         if not isinstance(m, nn.Module):
             raise TypeError(f"Only an nn.Module can be hooked, not {type(m).__name__}")
@@ -73,9 +73,9 @@ class Hook:
         _eagerly.begin(self)
 
     def remove(self):
-        """Take the hook off its module; the results stay here.
+        """Take the hook off its module. The results stay here.
 
-        Doing it a second time changes nothing."""
+        A second call changes nothing."""
         self.hook.remove()
         _eagerly.end(self)
         self.scratch = None
@@ -88,14 +88,14 @@ class Hook:
 def children(
     m:nn.Module, # A module
 ) -> list[nn.Module]: # Its direct children
-    "List the modules that `m` is made of."
+    "List the direct children of `m`."
     return list(m.children())
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #3ecf5ce7
 class ListContainer:
-    """A list that can also be indexed by positions or by a mask.
+    """A list that you can also index with several positions or with a mask.
 
-    It shows its first ten items."""
+    Its repr shows the first ten items."""
     def __init__(self,
         items, # One thing, or an iterable of things
     ):
@@ -114,11 +114,11 @@ class ListContainer:
         n_bools = sum(isinstance(i, bool) for i in idx)
         if n_bools == 0: return [self.items[operator.index(i)] for i in idx]
         if n_bools < len(idx):
-            raise IndexError("A mask is made of bools, and a list of positions of whole numbers: "
-                             "this has both")
+            raise IndexError("This index has both bools and numbers. Use bools only for a mask, "
+                             "or whole numbers only for positions")
         if len(idx) != len(self):
             raise IndexError(f"A mask of {len(idx)} for {len(self)} items: "
-                             "there has to be one bool for each")
+                             "a mask needs one bool for each item")
         return [o for keep, o in zip(idx, self.items) if keep]
 
     def __len__(self): return len(self.items)
@@ -135,7 +135,7 @@ class ListContainer:
 class Hooks(ListContainer):
     """Hooks on several modules.
 
-    All are removed at the end of a `with` block, also after an error or Ctrl-C."""
+    A `with` block removes all of them at its end, also after an error or Ctrl-C."""
     def __init__(self,
         ms,         # A module, whose children are hooked; or modules, in an iterable or by name
         f:Callable, # Called as `f(hook, module, inputs, output)`, see `Hook`
@@ -168,7 +168,7 @@ class Hooks(ListContainer):
         super().__delitem__(i)
 
     def remove(self):
-        "Take all hooks off their modules; the results stay here."
+        "Take all hooks off their modules. The results stay here."
         self._remove(self.items)
 
     @staticmethod
@@ -176,7 +176,7 @@ class Hooks(ListContainer):
         hooks = listify(hooks)
         try:
             for h in hooks: h.remove()
-        except BaseException:   # Ctrl-C has to wait
+        except BaseException:   # remove them all before Ctrl-C goes on
             for h in hooks: h.remove()
             raise
 
@@ -295,7 +295,7 @@ def summary(
 ) -> Summary: # Shows itself, and has the numbers in `rows`
     """Make a table of a model's modules: output shapes, parameters, multiply-adds for one item.
 
-    The model gets its inputs as in training. A `ValueError` names the layer that cannot take its
+    The model gets its inputs as in training. A `ValueError` names the layer that can't take its
     input."""
     model = getattr(model, '_orig_mod', model)   # what torch.compile wraps
     xb = moved(xb, device_of(model))

@@ -18,27 +18,27 @@ from .cnn import get_cnn_model, get_runner
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #10302749
 class GeneralRelu(nn.Module):
-    "A ReLU with a leak, something subtracted, and a maximum."
+    "A ReLU with a leak, a number to subtract, and a maximum."
     def __init__(self,
         leak:float|None=None, # Slope for negative inputs, by default 0
-        sub:float|None=None,  # What to subtract from the result
-        maxv:float|None=None, # What the result, after subtracting, is cut off at
+        sub:float|None=None,  # Subtracted from the result
+        maxv:float|None=None, # Maximum of the result, after subtracting
     ):
         super().__init__()
         self.leak, self.sub, self.maxv = leak, sub, maxv
         if maxv is not None and maxv <= self.plateau:
-            raise ValueError(f"GeneralRelu: with sub={sub} and maxv={maxv} every positive input "
-                             f"would come out as {maxv}: maxv has to be above {self.plateau:g}")
+            raise ValueError(f"GeneralRelu: with sub={sub} and maxv={maxv}, every positive input "
+                             f"would come out as {maxv}. maxv has to be above {self.plateau:g}")
 
     def forward(self, x):
         x = F.relu(x) if self.leak is None else F.leaky_relu(x, self.leak)
-        # not in place: the backward pass of a ReLU needs its output as it was
+        # not in place: a ReLU's backward pass needs its output
         if self.sub is not None: x = x - self.sub
         return x if self.maxv is None else x.clamp_max(self.maxv)
 
     @property
     def plateau(self) -> float:
-        "The output for an input of 0, next to which it is flat, or nearly so."
+        "The output for an input of 0. Without a leak, negative inputs give the same output."
         return -(self.sub or 0.)
 
     @property
@@ -56,15 +56,15 @@ def act_gain(
 ) -> float: # The gain
     """Compute how much larger weights after an activation function have to be.
 
-    With that gain the signal keeps its size: it is 1/sqrt(E[act(z)^2]) for a standard normal z,
-    by quadrature (after He and others 2015, arXiv 1502.01852)."""
+    With this gain, the signal keeps its size in the forward pass: it's 1/sqrt(E[act(z)^2]) for a
+    standard normal z, computed by quadrature (after He and others 2015, arXiv 1502.01852)."""
     z = torch.linspace(-12, 12, 48_001, dtype=torch.float64)
     density = torch.exp(-z*z/2)
     if isinstance(act, nn.Module): act = copy.deepcopy(act).cpu().double().eval()
     with torch.no_grad(): square = ((density*act(z)**2).sum()/density.sum()).item()
     if not 0 < square < math.inf:
         raise ValueError(f"act_gain: the mean square after {act} is {square}, "
-                         "which no gain can make up for")
+                         "and no gain can make up for that")
     return 1/math.sqrt(square)
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #de466662
@@ -72,7 +72,7 @@ def init_cnn_(
     m:nn.Module, # A model, of any depth
     f:Callable,  # Fills a weight: called as `f(weight, a=0.1)`, such as `init.kaiming_normal_`
 ):
-    "Initialise every convolution's weight by `f`, as the lesson does; biases become 0."
+    "Initialise every convolution's weight with `f`, as the lesson does, and set biases to 0."
     if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         f(m.weight, a=0.1)
         if m.bias is not None: m.bias.data.zero_()
@@ -94,11 +94,11 @@ def init_cnn(
     m:nn.Module,        # A model, of any depth
     uniform:bool=False, # Draw weights from a uniform instead of a normal distribution?
 ):
-    """Initialise every convolution by Kaiming's method; biases become 0.
+    """Initialise every convolution by Kaiming's method, and set biases to 0.
 
-    The gain is that of the activation function before it
+    The gain is the forward gain of the activation function before it, see `act_gain`
     (He and others 2015, arXiv 1502.01852)."""
-    # one activation function may be in several places
+    # one activation function may be used in several places
     modules = [l for _, l in m.named_modules(remove_duplicate=False)]
     gains = {_gain_of(l) for l in modules} - {None} or {math.sqrt(2)}
     only = gains.pop() if len(gains) == 1 else None

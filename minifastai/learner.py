@@ -545,11 +545,12 @@ def save(self:Learner,
     state = plain_state(self.model)
     for name, o in state.items():
         if not fits_safetensors(o):
-            raise ValueError(f"{name} is {describe(o)}, which safetensors cannot hold: "
-                             "write it by torch.save(learn.model.state_dict(), path)")
+            raise ValueError(f"{name} is {describe(o)}, which safetensors can't hold. Use "
+                             "torch.save(learn.model.state_dict(), path)")
     if not state: raise ValueError("This model has no parameters and no buffers to save")
     write_atomically(Path(path), weights_to_bytes(state, metadata))
 
+# %% ../nbs/09_checkpoints.ipynb #cb01c357
 @patch
 def load(self:Learner,
     path:str|Path, # A file that `save`, the command or a checkpoint wrote; or a checkpoint's folder
@@ -559,7 +560,7 @@ def load(self:Learner,
     if path.is_dir(): path = path/'model.safetensors'
     try: weights = safetensors.torch.load(read_file(path))
     except safetensors.SafetensorError as e:
-        raise ValueError(f"{path} is no file of weights: {e}") from None
+        raise ValueError(f"{path} isn't a file of weights: {e}") from None
     wrong = misfits(weights, plain_state(self.model))
     if wrong: raise ValueError(f"{path} is of another model: {some_of(wrong)}")
     load_plain_state(self.model, weights)

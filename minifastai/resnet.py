@@ -14,9 +14,10 @@ from .utils import check_count
 
 # %% ../nbs/08_beat_98.ipynb #850621cb
 class ResBlock(nn.Module):
-    """Convolutions whose result is added to their input.
+    """Convolutions whose output is added to their input.
 
-    (He and others 2016, arXiv 1512.03385, section 3)"""
+    The activation function comes before the sum, so with a ReLU a block can only add. In the paper
+    it comes after the sum (He and others 2016, arXiv 1512.03385, section 3)."""
     def __init__(self,
         nf:int,   # Channels, in and out
         n:int=2,  # Number of convolutions
@@ -38,12 +39,12 @@ def res_layer(
     ks:int=3, # Height and width of the first convolution's window, in pixels
     *,
     n:int=1,  # Convolutions in the residual block; 0 for no block
-    stack_3x3:bool=False, # In place of a larger window, several of 3x3 one after the other?
+    stack_3x3:bool=False, # Replace a larger window by several of 3x3, one after the other?
     **kwargs, # More arguments for `conv_layer`, such as `norm`, `leak`, `sub`
 ) -> nn.Sequential: # From (N, ni, H, W) to (N, nf, H/2, W/2), rounded up, for an odd `ks`
     """Make a layer of a convolution, max pooling, a norm, an activation function and a `ResBlock`.
 
-    The pooling takes the largest of each 2x2 numbers. Several 3x3 windows can replace a large one
+    The pooling keeps the largest of each 2x2 numbers. Several 3x3 windows can replace a large one
     (Simonyan and Zisserman 2015, arXiv 1409.1556, section 2.3)."""
     windows = [3]*(ks//2) if stack_3x3 and ks > 3 else [ks]
     convs = [conv_layer(nf if i else ni, nf, k, stride=1, norm_first=True, **kwargs)

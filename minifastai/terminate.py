@@ -9,8 +9,7 @@ __all__ = ['first_not_finite', 'TerminateOnNaNCallback', 'EarlyStoppingCallback'
 import math, warnings
 import torch
 from torch import Tensor, nn
-from .utils import (
-    all_tensors, check_count, load_plain_state, map_tensors, plain_state)
+from .utils import all_tensors, check_count, load_plain_state, map_tensors, plain_state
 from .batches import call_model
 from .callbacks import Callback, CancelTrainException
 from .learner import TrainEvalCallback
@@ -27,6 +26,7 @@ def _all_finite(o) -> bool:
     "Are all tensors in `o` free of `nan` and infinity?"
     return all(bool(_numbers(t).isfinite().all()) for t in all_tensors(o))
 
+# %% ../nbs/09_checkpoints.ipynb #6cbaccf1
 def _first_bad_layer(model:nn.Module, xb) -> str|None:
     "Run `model` once more on `xb`, and find the first layer whose output isn't finite."
     leaves = {name: m for name, m in model.named_modules() if not list(m.children())}
@@ -55,11 +55,12 @@ def _bad_input(xb) -> str:
         return f"item {_first_bad_item(x)} of the batch{which}"
     return ''
 
+# %% ../nbs/09_checkpoints.ipynb #e80a86cf
 def first_not_finite(
     model:nn.Module, # Any model
     xb,              # A batch for it
 ) -> str: # Such as `'the output of layer 3 Linear'`; `''` if everything is finite
-    """Find where numbers that aren't finite come up first when `model` is run on `xb`.
+    """Find where numbers that aren't finite first appear when `model` runs on `xb`.
 
     That may be an item of the batch, a parameter, the output of a layer, or a buffer."""
     bad = _bad_input(xb)
@@ -73,14 +74,14 @@ def first_not_finite(
 
 # %% ../nbs/09_checkpoints.ipynb #04ae8d5b
 class TerminateOnNaNCallback(Callback):
-    "Ends the run at the first loss that isn't finite, before a step is made with it."
+    "Ends the run at the first loss that isn't finite, before the optimizer's step."
     _order = TrainEvalCallback._order + 50   # after what changes the loss or the gradients
     name = 'terminate_on_nan'
-    message = None #: Why and where the run was ended, if it was
+    message = None #: Why and where it ended the run, if it did
     def __init__(self,
         *,
-        layers:bool=False,    # Find the layer in which it began, too? The batch is run once more
-        gradients:bool=False, # Look at the gradients of each step, too?
+        layers:bool=False,    # Also find the layer where it began? Runs the batch once more
+        gradients:bool=False, # Also look at the gradients of each step?
         raise_error:bool=False, # Raise a `FloatingPointError`, or end the run with a warning?
     ): self.layers, self.gradients, self.raise_error = layers, gradients, raise_error
 
@@ -97,17 +98,16 @@ class TerminateOnNaNCallback(Callback):
         if not self.gradients or not isinstance(self.model, nn.Module): return
         params = self.model.named_parameters()
         grads = {name: _numbers(p.grad) for name, p in params if p.grad is not None}
-        # one number for all of them, so that a GPU is waited for only once
+        # one number for all of them, so that we wait for a GPU only once
         norm = torch.nn.utils.get_total_norm(list(grads.values())).item()
         if math.isfinite(norm): return
         bad = [name for name, grad in grads.items() if not _all_finite(grad)]
-        # the last layer's gradient is computed first
+        # the last layer's gradient comes first
         where = f", first that of {bad[-1]}" if bad else " in their sum of squares"
         self._end(f"the loss is {self.loss.item():.4g}, but gradients are not finite{where}")
 
     def _end(self, what:str):
-        groups = getattr(self.opt, 'param_groups', ())
-        rates = ', '.join(f"{float(pg['lr']):.4g}" for pg in groups)
+        rates = ', '.join(f"{float(pg['lr']):.4g}" for pg in getattr(self.opt, 'param_groups', ()))
         phase = 'training' if self.in_train else 'validation'
         self.message = (f"Stopped in {phase}, epoch {self.epoch}, after {self.run.n_iter} steps, "
                         f"learning rate {rates}: {what}")
@@ -119,12 +119,12 @@ class TerminateOnNaNCallback(Callback):
 class EarlyStoppingCallback(Callback):
     "Ends the run when a metric has not improved for some epochs."
     _order = TerminateOnNaNCallback._order + 10   # the metrics are there by then
-    message = None #: Why and where the run was ended, if it was
+    message = None #: Why and where it ended the run, if it did
     def __init__(self,
         metric:str='valid_loss', # What to look at, as in `run.metrics`
         *,
         patience:int=3,       # End the run after so many epochs without improvement
-        min_delta:float=0.,   # What is no more than this is no improvement
+        min_delta:float=0.,   # An improvement has to be larger than this
         mode:str|None=None,   # 'min' or 'max', if the metric's name doesn't say what is better
         restore:bool=False,   # Put the best epoch's weights back at the end?
     ):
@@ -143,7 +143,7 @@ class EarlyStoppingCallback(Callback):
 
     def begin_epoch(self):
         self._at_end = self.bad_epochs >= self.patience
-        if self._at_end: raise CancelTrainException   # so it was when the checkpoint was written
+        if self._at_end: raise CancelTrainException   # it was so when the checkpoint was written
 
     def after_epoch(self):
         self._at_end = self.epoch + 1 == self.epochs

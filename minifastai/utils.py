@@ -6,8 +6,8 @@
 __all__ = ['listify', 'camel2snake', 'check_count', 'did_you_mean', 'describe', 'map_tensors',
            'detached', 'all_tensors', 'first_tensor', 'batch_size', 'n_batches', 'stacked', 'BLUE',
            'ORANGE', 'GREEN', 'rng_state', 'set_rng_state', 'loader_generators', 'n_params',
-           'device_of', 'kept_modes', 'to_plain', 'from_plain', 'plain_attrs', 'load_attrs',
-           'write_synced', 'fsync_folder', 'read_file', 'plain_names', 'plain_state',
+           'device_of', 'kept_modes', 'write_synced', 'fsync_folder', 'to_plain', 'from_plain',
+           'plain_attrs', 'load_attrs', 'read_file', 'plain_names', 'plain_state',
            'load_plain_state', 'fits_safetensors', 'weights_to_bytes', 'write_atomically',
            'misfits', 'some_of']
 
@@ -238,7 +238,7 @@ def device_of(
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #469cabaf
 @contextmanager
 def kept_modes(
-    model, # Any module; of any other function there is no mode to keep
+    model, # Any module; any other function has no mode to keep
 ):
     "Put each submodule back into training or evaluation mode at the end of a `with` block."
     modules = model.modules() if isinstance(model, nn.Module) else ()
@@ -247,13 +247,33 @@ def kept_modes(
     finally:
         for m, mode in modes: m.training = mode
 
+# %% ../nbs/09_checkpoints.ipynb #f3a81d96
+def write_synced(
+    path:Path,  # The file to write
+    data:bytes, # Its content
+):
+    "Write a file, and fsync it."
+    with open(path, 'wb') as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+def fsync_folder(
+    path:Path, # A directory
+):
+    "Fsync a directory, so that the names in it are on the disk."
+    if os.name == 'nt': return   # Windows can't open a directory
+    fd = os.open(path, os.O_RDONLY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
 # %% ../nbs/09_checkpoints.ipynb #9e24b7a0
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _FACTORIES = {f.__name__: f for f in (int, float, str, list, dict, set, Counter, OrderedDict)}
 _KIND = '__kind__'   # the key of a dictionary that stands for an object of another kind
 
 class _Attrs(dict):
-    "The attributes or items of an object, which are to be put back into it, by name or position."
+    "Attributes or items of an object, by name or position, that are put back into it."
 
 def _pairs(o) -> list: return [list(pair) for pair in o.items()]
 
@@ -265,6 +285,7 @@ def _factory_name(o:defaultdict) -> str|None:
         if f is factory: return name
     raise ValueError(f"a defaultdict's factory can be {', '.join(_FACTORIES)}, not {f!r}")
 
+# %% ../nbs/09_checkpoints.ipynb #10363c5f
 def _array_parts(o:np.ndarray) -> list:
     "Take an array apart: its type, shape, and content."
     if o.dtype.hasobject: return ['O', list(o.shape), list(o.ravel())]
@@ -284,18 +305,19 @@ def _loaded_class(module:str, name:str, base:type) -> Any:
     found:Any = sys.modules.get(module)
     for part in name.split('.'): found = getattr(found, '__dict__', {}).get(part)
     if isinstance(found, type) and issubclass(found, base): return found
-    raise ValueError(f"{name} is no class at the top level of the module {module}")
+    raise ValueError(f"There is no class {name} in a module {module} that is loaded")
 
 def _made_by_class(o) -> list:
-    "Take a named tuple, a member of an enumeration or a dataclass apart: its class, its content."
+    "Take a named tuple, an enumeration's member or a dataclass apart, into class and content."
     cls = type(o)
     if _loaded_class(cls.__module__, cls.__qualname__, object) is not cls:
-        raise ValueError(f"another class is called {cls.__module__}.{cls.__qualname__}, too")
+        raise ValueError(f"there is another class called {cls.__module__}.{cls.__qualname__}")
     content:Any = o.name if isinstance(o, Enum) else o
     if isinstance(o, tuple): content = list(o)
     elif is_dataclass(o): content = {f.name: getattr(o, f.name) for f in fields(o)}
     return [cls.__module__, cls.__qualname__, content]
 
+# %% ../nbs/09_checkpoints.ipynb #b03da701
 def _namedtuple(parts): return tuple.__new__(_loaded_class(*parts[:2], tuple), parts[2])
 def _enum(parts): return _loaded_class(*parts[:2], Enum)[parts[2]]
 
@@ -308,7 +330,7 @@ def _dataclass(parts):
     return o
 
 # %% ../nbs/09_checkpoints.ipynb #e8a3146b
-# of each kind: its name, how an object is taken apart, and how it is made again
+# for each kind: its name, a function that takes objects apart, one that makes them again
 _KINDS:dict[str, tuple[Callable, Callable]] = {
     'set':         (list, set),
     'frozenset':   (list, frozenset),
@@ -336,6 +358,8 @@ _KINDS:dict[str, tuple[Callable, Callable]] = {
     'Enum':        (_made_by_class, _enum),
     'dataclass':   (_made_by_class, _dataclass),
 }
+
+# %% ../nbs/09_checkpoints.ipynb #ca22e4c7
 _TYPES:dict[type, str] = {type(Path()): 'Path'} | {cls: cls.__name__ for cls in (
     set, frozenset, bytearray, range, slice, dict, OrderedDict, Counter, defaultdict, deque, _Attrs,
     nn.Parameter, np.ndarray, datetime, date, timedelta, Decimal, Fraction)}
@@ -352,7 +376,7 @@ def _kind(o) -> str|None:
 def to_plain(
     o, # Numbers, strings, tensors, arrays, and containers of them
 ): # Numbers, strings, tensors, and lists, tuples and dictionaries of them
-    "Take data apart into what PyTorch reads safely, or raise a `TypeError` if `o` is no data."
+    "Take data apart into what PyTorch reads safely; raise a `TypeError` if `o` isn't data."
     if type(o) in _SIMPLE: return o
     if type(o) is Tensor: return o.detach()
     if type(o) in (list, tuple): return type(o)(map(to_plain, o))
@@ -360,15 +384,15 @@ def to_plain(
         return type(o)((k, to_plain(v)) for k, v in o.items())
     kind = _kind(o)
     if kind is None:
-        raise TypeError(f"{type(o).__name__} is no plain data: numbers, strings, tensors, arrays, "
-                        "and lists, tuples, sets and dictionaries of them")
+        raise TypeError(f"{type(o).__name__} isn't plain data. Plain data are numbers, strings, "
+                        "tensors, arrays, and lists, tuples, sets and dictionaries of them")
     return {_KIND: kind, 'parts': to_plain(_KINDS[kind][0](o))}
 
 # %% ../nbs/09_checkpoints.ipynb #07d3b9ae
 def from_plain(
     o, # What `to_plain` returned
 ): # What it was given, or a copy; tensors without their graphs
-    "Put data together again; a `ValueError` if `to_plain` can't have returned them."
+    "Put data together again; raise a `ValueError` if `to_plain` can't have made them."
     if type(o) in (list, tuple): return type(o)(map(from_plain, o))
     if type(o) not in (dict, OrderedDict): return o
     if _KIND not in o: return type(o)((k, from_plain(v)) for k, v in o.items())
@@ -413,45 +437,25 @@ def load_attrs(
         if isinstance(v, _Attrs): load_attrs(here[k], v)
         else: here[k] = v
 
-# %% ../nbs/09_checkpoints.ipynb #f3a81d96
-def write_synced(
-    path:Path,  # The file to write
-    data:bytes, # Its content
-):
-    "Write a file, and fsync it."
-    with open(path, 'wb') as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-
-def fsync_folder(
-    path:Path, # A directory
-):
-    "Fsync a directory, so that the names in it are on the disk."
-    if os.name == 'nt': return   # Windows can't open a directory
-    fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
-
 # %% ../nbs/09_checkpoints.ipynb #6d15c9e2
 def read_file(
     path:Path, # Where an ordinary file should be
     *,
     size:int|None=None, # How many bytes it should have, if that is known
-    most:int|None=None, # More than so many can't be right
+    most:int|None=None, # The most that it can have
 ) -> bytes:
     "Read an ordinary file, or raise a `ValueError` if it isn't one or can't be read."
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
-            raise ValueError(f"{path} is damaged: it is no ordinary file")
+            raise ValueError(f"{path} is damaged: it isn't an ordinary file")
         if size is not None and about.st_size != size:
-            raise ValueError(f"{path} is damaged: of {size:,} bytes it has {about.st_size:,}")
+            raise ValueError(f"{path} is damaged: it has {about.st_size:,} of {size:,} bytes")
         if most is not None and about.st_size > most:
             raise ValueError(f"{path} is damaged: it has {about.st_size:,} bytes")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError): raise ValueError(f"{path} is missing") from None
-    except OSError as e: raise ValueError(f"{path} cannot be read: {e.strerror}") from e
+    except OSError as e: raise ValueError(f"{path} can't be read: {e.strerror}") from e
 
 # %% ../nbs/09_checkpoints.ipynb #b7d0914e
 def _is_wrapper(m:nn.Module, inner:str) -> bool:
@@ -462,7 +466,7 @@ def _is_wrapper(m:nn.Module, inner:str) -> bool:
 def plain_names(
     model:nn.Module, # Any model, compiled, wrapped, or neither
     *,
-    of:Iterable[str]|None=None, # Names in it; by default those in its `state_dict`
+    of:Iterable[str]|None=None, # Names in it; by default those of its `state_dict`
 ) -> dict[str, str]: # For each of these names
     "Find the names that parameters and buffers have without `_orig_mod.` and `module.`."
     wrappers = []
@@ -476,8 +480,9 @@ def plain_names(
             names[full] = re.sub('^' + re.escape(prefix), owner, names[full])
     return names
 
+# %% ../nbs/09_checkpoints.ipynb #eb40a9b8
 def plain_state(
-    model, # A module; any other function has no state
+    model, # A module; a plain function has no state
 ) -> dict: # Parameters, buffers and extra state, by plain name
     "Collect the state of a model by the names that it has without wrappers."
     if not isinstance(model, nn.Module): return {}
@@ -485,10 +490,10 @@ def plain_state(
     return {plain: state[full] for full, plain in plain_names(model).items()}
 
 def load_plain_state(
-    model,      # A module; of any other function there is nothing to put back
+    model,      # A module; a plain function has no state
     state:dict, # What `plain_state` returned
 ):
-    "Put the state of a model back, wrapped or not."
+    "Put the state of a model back, whether it's wrapped or not."
     if not isinstance(model, nn.Module): return
     names = plain_names(model)
     model.load_state_dict({k: state[plain] for k, plain in names.items() if plain in state})
@@ -502,10 +507,11 @@ def _has_safe_type(dtype:torch.dtype) -> bool:
 def fits_safetensors(
     t, # Anything in a model's state
 ) -> bool:
-    "Find out whether `t` is a tensor that can be kept as safetensors; sparse ones can't."
+    "Find out whether safetensors can hold `t`; it can't hold sparse tensors, for example."
     if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_quantized: return False
     return _has_safe_type(t.dtype)
 
+# %% ../nbs/09_checkpoints.ipynb #3478442b
 def weights_to_bytes(
     weights:dict[str, Tensor], # By name
     metadata:dict[str, str]|None=None, # Texts to keep with them
@@ -520,7 +526,7 @@ def write_atomically(
     path:Path,  # The file to write
     data:bytes, # Its content
 ):
-    "Write a file that is there as a whole, or as it was before."
+    "Write a file atomically: afterwards it's either the new one or the one before."
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent} for {path.name}: make it first")
     part = path.with_name(f'.{path.name}.part')
@@ -530,14 +536,15 @@ def write_atomically(
         fsync_folder(path.parent)
     finally: part.unlink(missing_ok=True)
 
+# %% ../nbs/09_checkpoints.ipynb #396bcb8f
 def misfits(
     kept:dict, # What a file has: tensors, or anything else, by name
     here:dict, # What a model has
 ) -> list[str]:
-    "Say which tensors of a file don't fit a model."
+    "List which tensors of a file don't fit a model, and why."
     def shape(o): return tuple(o.shape) if isinstance(o, Tensor) and not is_lazy(o) else None
-    found = [f"{k} is missing in the file" for k in here.keys() - kept.keys()]
-    found += [f"{k} is not there in the model" for k in kept.keys() - here.keys()]
+    found = [f"{k} is missing from the file" for k in here.keys() - kept.keys()]
+    found += [f"{k} isn't in the model" for k in kept.keys() - here.keys()]
     for k in kept.keys() & here.keys():
         if shape(here[k]) not in (None, shape(kept[k])):
             found.append(f"{k} is {shape(kept[k])} in the file, {shape(here[k])} in the model")
@@ -546,7 +553,7 @@ def misfits(
 def some_of(
     sentences:list[str], # One or more
     n:int=3,             # How many to show
-) -> str: # Such as "a is missing in the file, and 2 more like that"
+) -> str: # Such as "a is missing from the file, and 2 more"
     "Join the first of many sentences."
     more = f", and {len(sentences) - n} more" if len(sentences) > n else ''
     return '; '.join(sentences[:n]) + more

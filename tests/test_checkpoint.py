@@ -125,9 +125,9 @@ def assert_same_records(run, other):
 
 
 def resume_quietly(run, epochs, learn):
-    "`run.fit`, without the warning that `StopAfter` is not among the callbacks any more"
+    "`run.fit`, without the warning that `StopAfter` is no longer among the callbacks"
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'stop_after is not among')
+        warnings.filterwarnings('ignore', 'stop_after is no longer among')
         run.fit(epochs, learn)
 
 
@@ -395,7 +395,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     ):
         learn = tiny_learner()
         before = weights(learn)
-        with pytest.raises(CheckpointError, match=f'cannot be written.*{message}'):
+        with pytest.raises(CheckpointError, match=f"can't be written.*{message}"):
             Runner([CheckpointCallback(folder)]).fit(1, learn)
         assert torch.equal(weights(learn), before)
 
@@ -411,7 +411,7 @@ def test_a_folder_without_permission(tmp_path):
     learn = tiny_learner()
     before = weights(learn)
     for folder in (locked, locked/'below'):
-        with pytest.raises(CheckpointError, match='cannot be written to .*Permission denied'):
+        with pytest.raises(CheckpointError, match="can't be written to .*Permission denied"):
             Runner([CheckpointCallback(folder)]).fit(1, learn)
     assert torch.equal(weights(learn), before)
 
@@ -535,7 +535,7 @@ def test_a_hostile_file_is_not_run(tmp_path, file, make):
     again = tiny_learner()
     before = weights(again)
     run = Runner([CheckpointCallback(tmp_path/'bad', resume=True), Recorder()])
-    message = 'holds more than plain data, and was not loaded'
+    message = "holds more than plain data, so it wasn't loaded"
     with pytest.raises(ValueError, match=message): run.fit(2, again)
     assert not (tmp_path/'run!').exists()
     assert torch.equal(weights(again), before)
@@ -602,8 +602,8 @@ def test_a_manifest_of_anything_with_the_right_hash(tmp_path, about):
 
 
 @pytest.mark.parametrize('files, message', [
-    (dict(model=b'no weights at all'), 'model.safetensors is no file of weights'),
-    (dict(model=b'\xff'*8 + b'{}'), 'model.safetensors is no file of weights'),
+    (dict(model=b'no weights at all'), "model.safetensors isn't a file of weights"),
+    (dict(model=b'\xff'*8 + b'{}'), "model.safetensors isn't a file of weights"),
     (dict(training=b'x'), 'training.pt (holds more than plain data|is not what)'),
     (dict(training=torch_saved([1])), 'training.pt holds a list'),
     (dict(training=torch_saved({'opt': 1})), "training.pt has no 'n_iter'"),
@@ -623,7 +623,7 @@ def test_files_of_anything_with_the_right_hash(tmp_path, files, message):
 def test_state_that_is_no_plain_data(tmp_path):
     class Keeps(Callback):
         def state_dict(self): return {'model': nn.Linear(1, 1)}
-    message = 'state of Keeps cannot be kept: Linear is no plain data'
+    message = "state of Keeps can't be saved: Linear isn't plain data"
     with pytest.raises(TypeError, match=message):
         Runner([Keeps(), CheckpointCallback(tmp_path)]).fit(1, tiny_learner())
 
@@ -654,7 +654,7 @@ def test_fewer_epochs_than_are_begun(tmp_path):
     "In the middle of the second epoch, one epoch is too few, and so would nothing be put back"
     fit_until(4, tmp_path, tiny_learner())
     learn = tiny_learner()
-    assert_refused(learn, 'begun its epoch 2, more than the 1 asked',
+    assert_refused(learn, 'begun epoch 2, more than the 1 that you asked',
                    lambda: go_on(tmp_path, learn, epochs=1))
     assert go_on(tmp_path, learn, epochs=2).n_iter == 6
 
@@ -695,7 +695,8 @@ def test_other_data(tmp_path, other, message):
 def test_other_optimizers_and_threads(tmp_path):
     fit_until(2, tmp_path, tiny_learner(opt_func=partial(optim.SGD, lr=0.1, momentum=0.9)))
     learn = tiny_learner(opt_func=optim.Adam)
-    assert_refused(learn, 'run by SGD, and this optimizer is Adam', lambda: go_on(tmp_path, learn))
+    message = 'run with SGD, but this optimizer is Adam'
+    assert_refused(learn, message, lambda: go_on(tmp_path, learn))
     learn = tiny_learner(opt_func=partial(optim.SGD, lr=0.1))
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -787,7 +788,7 @@ def test_a_run_that_a_callback_ended_stays_ended(tmp_path):
         assert go_on(tmp_path, learn, Enough(), epochs=5).n_iter == 6
     chosen = find_checkpoint(tmp_path)
     run = Runner(CheckpointCallback(tmp_path, resume=chosen))
-    with pytest.warns(UserWarning, match='enough is not among'): run.fit(5, learn)
+    with pytest.warns(UserWarning, match='enough is no longer among'): run.fit(5, learn)
     assert run.n_iter == 15
 
 
@@ -1039,7 +1040,7 @@ def test_what_cannot_be_kept_is_named_before_the_first_step(tmp_path):
     Local = namedtuple('Local', 'x')
     for o, message in ((circle, 'Holds.kept: it holds itself'),
                        (defaultdict(lambda: 1), "Holds.kept: a defaultdict's factory can be int"),
-                       (Local(1), 'no class at the top level of the module')):
+                       (Local(1), 'There is no class .* in a module')):
         learn = tiny_learner()
         assert_refused(learn, message, lambda: Runner(
             [Holds(o), CheckpointCallback(tmp_path)]).fit(1, learn), (TypeError, ValueError))
@@ -1047,7 +1048,7 @@ def test_what_cannot_be_kept_is_named_before_the_first_step(tmp_path):
     class Odd(torch.Tensor): pass
     model = nn.Linear(4, 3)
     model.register_buffer('odd', torch.ones(2).as_subclass(Odd))
-    with pytest.raises(TypeError, match='the model cannot be kept: odd is a Odd'):
+    with pytest.raises(TypeError, match="the model can't be saved: odd is a Odd"):
         Runner(CheckpointCallback(tmp_path)).fit(1, tiny_learner(model=model))
 
 
@@ -1231,7 +1232,7 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch, name, damage):
         if p == path: raise OSError(errno.EIO, 'Input/output error')
         return read(p)
     if damage == 'error': monkeypatch.setattr(Path, 'read_bytes', fails)
-    with pytest.warns(UserWarning, match=f'{before.name} is taken instead'):
+    with pytest.warns(UserWarning, match=f'{before.name} is used instead'):
         assert find_checkpoint(tmp_path).path == before
 
 
@@ -1388,14 +1389,14 @@ def test_a_learners_weights(tmp_path):
     other.load(tmp_path/'wrapped')
 
     larger = tiny_learner(model=nn.Linear(4, 3, bias=False))
-    assert_refused(larger, 'bias is not there in the model', lambda: larger.load(path))
+    assert_refused(larger, "bias isn't in the model", lambda: larger.load(path))
     larger = tiny_learner(model=nn.Linear(4, 5))
     assert_refused(larger, r'weight is \(3, 4\) in the file, \(5, 4\) in the model',
                    lambda: larger.load(path))
     larger = tiny_learner(model=nn.Sequential(nn.Linear(4, 3)))
-    assert_refused(larger, 'is missing in the file.*not there in the model',
+    assert_refused(larger, "is missing from the file.*isn't in the model",
                    lambda: larger.load(path))
-    for content, message in ((b'no', 'no file of weights'), (None, 'is missing')):
+    for content, message in ((b'no', "isn't a file of weights"), (None, 'is missing')):
         path.unlink()
         if content: path.write_bytes(content)
         assert_refused(learn, message, lambda: learn.load(path))
@@ -1636,4 +1637,4 @@ def test_one_changed_byte_is_noticed(tmp_path, name):
     data = bytearray((checkpoint.path/name).read_bytes())
     data[-1] ^= 1
     (checkpoint.path/name).write_bytes(data)
-    with pytest.raises(ValueError, match='its hash is not that'): checkpoint.read(name)
+    with pytest.raises(ValueError, match='its hash has changed'): checkpoint.read(name)

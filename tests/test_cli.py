@@ -154,7 +154,7 @@ def test_same_seed_same_weights(two_epochs, tmp_path):
 
 @pytest.mark.parametrize('norm', ['running', 'layer', 'instance', 'group', 'none'])
 def test_any_norm(tmp_path, norm):
-    done = train('--recipe', 'lesson', '--dataset', 'digits', '--bs', '64', '--epochs', '6',
+    done = train('--recipe', 'one-epoch', '--dataset', 'digits', '--epochs', '6', '--lr', '0.1',
                  '--norm', norm, '--out', 'run', cwd=tmp_path)
     assert validation_accuracy(done) > 0.35, done.stdout + done.stderr
     assert_loads(tmp_path/'run', done)
@@ -163,7 +163,7 @@ def test_any_norm(tmp_path, norm):
         state = {k: f.get_tensor(k) for k in f.keys()}
     assert settings['norm'] == norm
     one_image = DataBunch([(torch.zeros(1, 1, 28, 28), torch.zeros(1))], c=10)
-    learn, _ = RECIPES['lesson'].learn_run(one_image, norm=norm)
+    learn, _ = RECIPES['one-epoch'].learn_run(one_image, norm=norm)
     learn.model.load_state_dict(state)
 
 
@@ -214,7 +214,7 @@ def test_falls_back_once_and_says_so(tmp_path):
 
 def assert_speaks_of_options(done):
     "An error says what to type, and not what to call in Python"
-    assert '--data FOLDER or in MINIFASTAI_DATA' in done.stderr
+    assert 'with --data FOLDER or in MINIFASTAI_DATA' in done.stderr
     assert '--dataset digits' in done.stderr
     assert not re.search(r'path=|get_data|Python', done.stderr)
 
@@ -232,10 +232,10 @@ def assert_speaks_of_options(done):
     (['--device', 'gpu'], 'gpu'),
     (['--data', 'nowhere', '--out', 'new'], 'MNIST is not in nowhere: give the folder of'),
     (['--data', 'mine'], 'mine holds pictures, and this command trains on MNIST'),
-    (['--dataset', 'digits', '--data', 'mine'], 'leave it out to train on digits'),
+    (['--dataset', 'digits', '--data', 'mine'], "don't use it with --dataset digits"),
     (['--dataset', 'digits', '--out', 'taken'], "holds another run's history.csv"),
     (['--dataset', 'digits', '--out', 'begun'], "holds another run's checkpoints"),
-    (['--dataset', 'digits', '--out', 'file'], 'file is no folder'),
+    (['--dataset', 'digits', '--out', 'file'], "file isn't a folder"),
     (['--resume', 'taken'], 'taken is not a run of minifastai-train'),
 ])
 def test_refusals(tmp_path, args, message):
@@ -339,7 +339,7 @@ def test_what_happens_to_the_schedule_of_a_longer_run(stopped):
     said = cli._position(last, 12, recipe, before=2)
     assert said.endswith('are now planned for 5: the schedule goes on at 35% of its way, '
                          'where it was at 88%')
-    for recipe, before in ((recipe, 5), (RECIPES['lesson'], 2)):
+    for recipe, before in ((recipe, 5), (cli.replace(recipe, warm_up=None), 2)):
         assert 'schedule' not in cli._position(last, 12, recipe, before)
 
 
@@ -584,7 +584,7 @@ def test_what_cannot_be_loaded(complete, tmp_path):
     (complete/'model.safetensors').write_bytes(b'no weights')
     with pytest.raises(ValueError, match='model.safetensors is damaged'): load_run(complete)
     (complete/'model.safetensors').unlink()
-    with pytest.raises(ValueError, match='goes on by minifastai-train --resume'): load_run(complete)
+    with pytest.raises(ValueError, match='continue it with minifastai-train'): load_run(complete)
 
 
 # How it ends
@@ -684,17 +684,23 @@ def test_half_a_pair_is_no_reason_to_fall_back(tmp_path):
 
 
 def test_lr_find(tmp_path):
-    args = ['--dataset', 'digits', '--bs', '32', '--out', 'sweep']   # small batches take less time
-    def find(): return finish(fork(LR_FIND, *args, cwd=tmp_path))
-    done = find()
+    def find(bs): return finish(fork(LR_FIND, '--dataset', 'digits', '--bs', bs, '--out', 'sweep',
+                                     cwd=tmp_path))
+    done = find('32')
     assert_succeeded(done)
-    assert 'minimum' in done.stdout
-    assert 'steepest' in done.stdout
+    for name in ('minimum', 'steepest', 'valley'): assert f'{name}: 0.' in done.stdout
     rows = table(tmp_path/'sweep'/'lr_find.csv')
     assert list(rows[0]) == ['step', 'lr', 'loss', 'smoothed_lr', 'smoothed']
     assert 2 < len(rows) <= 100
     assert (tmp_path/'sweep'/'lr_find.png').exists()
-    assert_refused(find(), 'holds another run')
+    assert_refused(find('32'), 'holds another run')
+
+
+def test_lr_find_says_why_there_is_no_suggestion(tmp_path):
+    done = finish(fork(LR_FIND, '--dataset', 'digits', '--bs', '8', cwd=tmp_path))
+    assert_succeeded(done)
+    assert 'Try more steps, larger batches, or another range of rates' in done.stdout
+    assert 'minimum' not in done.stdout
 
 
 def test_help(tmp_path):

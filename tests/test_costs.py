@@ -175,8 +175,9 @@ def test_books_add_six_operations_and_never_look():
 
 
 def test_watching_layers_never_looks():
-    ours = a_step(operations, fit, lambda: [ActivationStats()])
-    assert '_local_scalar_dense' not in ours
+    for grads in (False, True):
+        ours = a_step(operations, fit, lambda: [ActivationStats(grads=grads)])
+        assert '_local_scalar_dense' not in ours
 
 
 @pytest.mark.parametrize('cls', [Dataset, TensorDataset])

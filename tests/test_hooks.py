@@ -16,6 +16,7 @@ from torch import nn, optim
 from minifastai.data import DataBunch
 from minifastai.callbacks import Callback, CancelTrainException
 from minifastai.learner import Learner, Runner
+from minifastai.init import GeneralRelu
 from minifastai.hooks import children, Hook, Hooks, ListContainer, summary
 from minifastai.activations import (
     ActivationStats, append_stats, get_hist, get_min, plot_activations, plot_dead, plot_hists,
@@ -199,15 +200,58 @@ def test_options_and_plateaus():
     assert h.hists[0].tolist() == [2, 1, 0, 0, 0, 1]
 
 
+def test_activations_at_a_maximum_are_counted(figures):
+    x = torch.tensor([-1., 0., 2., 5.9, 6., 7.])
+    act = GeneralRelu(0.1, 0.4, 2.)
+    h = recorded(act(x), nn.Sequential(nn.Identity(), act))
+    assert h.saturated[0] == 0.5
+    assert h.dead[0] == pytest.approx(1/6)   # the 0, at the plateau of -0.4
+    assert recorded(x, nn.ReLU()).saturated == []
+    labels = [[line.get_label() for line in ax.lines] for ax in plot_dead([h])]
+    assert labels == [['at -0.4', 'at 2']]
+
+
+def test_gradients_are_those_of_the_outputs(figures):
+    "Each number equals a plain computation from gradients that were kept whole"
+    learn = resnet_learner()
+    kept = {name: [] for name in ('stem', 'blocks.1.relu', 'head')}
+
+    def keep(module, inputs, output, grads):
+        if not module.training: return
+        at = len(grads)
+        grads.append(None)
+        def store(grad): grads[at] = grad.clone()
+        output.register_hook(store)
+
+    modules = dict(learn.model.named_modules())
+    for name, grads in kept.items():
+        modules[name].register_forward_hook(partial(keep, grads=grads))
+    stats = ActivationStats([modules[name] for name in kept], grads=True, every=2)
+    Runner(stats).fit(2, learn)
+    for h, grads in zip(stats.hooks, kept.values()):
+        # a ReLU is called twice in a batch, and the first call counts
+        first = grads[::len(grads)//8]
+        assert list(h.grads) == h.steps == [0, 2, 4, 6]
+        for step, value in h.grads.items():
+            assert torch.allclose(value, first[step].pow(2).mean().sqrt(), rtol=1e-4)
+    assert len(plot_stats(stats)) == 3
+
+    learn.model.requires_grad_(False)
+    learn.model.head.requires_grad_(True)
+    Runner(stats).fit(1, learn)
+    assert [len(h.grads) for h in stats.hooks] == [0, 0, 2]
+    assert len(plot_stats(stats)) == 3
+
+
 # Nothing is changed, nothing is left behind
 
 def test_training_with_telemetry_is_bit_identical():
     trained = []
-    for cbs in ([], [ActivationStats()]):
+    for cbs in ([], [ActivationStats()], [ActivationStats(grads=True)]):
         learn = resnet_learner()
         Runner(cbs).fit(2, learn)
         trained.append([*learn.model.state_dict().values(), torch.rand(1)])
-    assert all(torch.equal(a, b) for a, b in zip(*trained))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*trained))
 
 
 @pytest.mark.parametrize('exc', [ValueError('oops'), KeyboardInterrupt(), CancelTrainException()])

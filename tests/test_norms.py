@@ -1,4 +1,4 @@
-"Norms on shapes, types and histories that chapter 07 lacks, against PyTorch and running sums."
+"Norms on shapes, types and histories that the chapters lack, against PyTorch and running sums."
 import copy
 import io
 import math
@@ -646,14 +646,14 @@ def test_choosing_a_norm():
     (lambda: BatchNorm(0), 'BatchNorm: nf is a number of channels'),
     (lambda: RunningBatchNorm(2.5), 'RunningBatchNorm: nf is a number of channels'),
     (lambda: GroupNorm(0, 4), 'num_groups'),
-    (lambda: GroupNorm(3, 4), '4 channels cannot be divided into 3 groups'),
+    (lambda: GroupNorm(3, 4), "4 channels can't be divided into 3 groups"),
     (lambda: LayerNorm(0), 'nf is a number'),
     (lambda: RunningBatchNorm(4, mom=1.5), 'mom is above 0 and at most 1'),
     (lambda: BatchNorm(3)(torch.randn(4, 2, 5)),
-     r'takes a batch of shape \(N, 3, ...\), but was given \(4, 2, 5\)'),
+     r'takes a batch of shape \(N, 3, ...\), but got \(4, 2, 5\)'),
     (lambda: RunningBatchNorm(3)(torch.randn(3)), r'\(N, 3, ...\)'),
     (lambda: BatchNorm(3)(torch.randn(1, 3)),
-     r'a variance over 1 number says nothing.*get_dls\(\.\.\., drop_last=True\)'),
+     r'a variance over 1 number means nothing.*get_dls\(\.\.\., drop_last=True\)'),
     (lambda: InstanceNorm(3)(torch.randn(9, 3, 1)), 'a single number there'),
 ])
 def test_refusals(make, message):

@@ -21,6 +21,7 @@ from minifastai.callbacks import Callback
 from minifastai.learner import Learner, Runner
 from minifastai.metrics import accuracy, AvgStatsCallback
 from minifastai.norms import RunningBatchNorm
+from minifastai.recorder import Recorder
 from minifastai.augment import affine, AugmentCallback, random_affine, shift_tfms, TTA
 from minifastai.resnet import res_layer, ResBlock
 from minifastai.recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
@@ -388,6 +389,8 @@ def test_recipes_can_be_exported(name, tta):
     (dict(momentum=1.), 'momentum has to be at least 0 and below 1'),
     (dict(weight_decay=-1e-4), 'weight_decay has to be'),
     (dict(warm_up=1.5), 'warm_up has to be from 0 to 1, or None'),
+    (dict(div=0.), 'div has to be at least 1, not 0.0'),
+    (dict(div_final=0.5), 'div_final has to be at least 1'),
     (dict(smoothing=2.), 'smoothing has to be from 0 to 1'),
 ])
 def test_a_recipe_that_cannot_be(change, message):
@@ -398,10 +401,36 @@ def test_a_recipe_that_cannot_be(change, message):
 def test_a_crop_that_leaves_nothing():
     data = DataBunch([(torch.randn(4, 1, 6, 8), torch.randint(5, (4,)))], None, 5)
     learn, run = Recipe(epochs=1, bs=4, lr=0.1, nfs=(4,), crop=3).learn_run(data)
-    says = 'leaves out 3 pixels at each border, so it needs larger images than 6x8'
+    says = 'cuts off 3 pixels at each border, so it needs larger images than 6x8'
     with pytest.raises(ValueError, match=says): run.fit(1, learn)
     with pytest.raises(ValueError, match='images of shape'): learn.model(torch.randn(4, 48))
     assert copy.deepcopy(learn.model)(torch.randn(2, 1, 9, 8)).shape == (2, 5)
+
+
+def test_the_lessons_recipe_is_the_one_cycle_run_of_chapter_07():
+    "Rates from 0.6 to 2.0 for 30% of the steps, then down to 0.1; norms after plain ReLUs"
+    recipe = RECIPES['lesson']
+    data = DataBunch([(torch.randn(4, 1, 28, 28), torch.randint(10, (4,)))]*10, None, 10)
+    learn, run = recipe.learn_run(data, Recorder)
+    schedule = run.param_scheduler.sched_funcs
+    for position, lr in ((0., 0.6), (0.15, 1.3), (0.3, 2.), (0.65, 1.05), (1., 0.1)):
+        assert schedule(position) == pytest.approx(lr)
+    assert [type(m).__name__ for m in learn.model[0]] == ['Conv2d', 'GeneralRelu', 'BatchNorm2d']
+    assert [layer[0].out_channels for layer in learn.model[:5]] == [8, 16, 32, 64, 64]
+    assert torch.equal(learn.model[0][1](torch.tensor([-1., 9.])), torch.tensor([0., 9.]))
+    group, = learn.opt.param_groups
+    assert (group['momentum'], group['weight_decay'], recipe.epochs, recipe.bs) == (0, 0, 8, 512)
+
+
+def test_the_table_that_is_drawn_is_the_one_that_was_measured():
+    "Chapter 08 copies a stored output into a cell, so that drawing it needs no training"
+    cells = json.loads((root/'nbs'/'08_beat_98.ipynb').read_text(encoding='utf-8'))['cells']
+    copied, = (s for c in cells if '\nalone = {' in (s := ''.join(c['source'])))
+    measured, = (c for c in cells if 'others.items()' in ''.join(c['source']))
+    stored = ''.join(measured['outputs'][0]['text'])
+    rows = re.findall(r"'(.+)': +\(([\d.]+), ([\d.]+), ([\d.]+)\)", copied)
+    assert len(rows) == len(stored.splitlines()) == 16
+    for name, *numbers in rows: assert f'{name:34} {{}} ({{}} to {{}})'.format(*numbers) in stored
 
 
 # The test set

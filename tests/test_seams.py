@@ -247,7 +247,7 @@ def test_techniques_learn_and_go_on_bit_for_bit(name, tmp_path):
     torch.manual_seed(99)
     again = quiet_runner(cbs(Killed(), CheckpointCallback(tmp_path, every=1, resume=True)))
     again.cbs = [cb for cb in again.cbs if not isinstance(cb, Killed)]
-    with pytest.warns(UserWarning, match='killed is not among'): again.fit(3, resumed)
+    with pytest.warns(UserWarning, match='killed is no longer among'): again.fit(3, resumed)
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters()):
         assert torch.equal(ours, theirs)
     assert [l.item() for l in again.recorder.losses] == [l.item() for l in losses]

@@ -482,7 +482,7 @@ TERMS = dict(
     momentum='07_batchnorm',
     Kaiming='06_cuda_cnn_hooks_init',
     hook='06_cuda_cnn_hooks_init',
-    RunningBatchNorm='07_batchnorm',
+    RunningBatchNorm='07b_small_batches',
     augmentation='08_beat_98',
     checkpoint='09_checkpoints',
 )
