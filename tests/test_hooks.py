@@ -285,14 +285,16 @@ def test_memory_is_flat_after_a_thousand_attachments():
     def used(): return tracemalloc.get_traced_memory()[0], len(gc.get_objects())
 
     attach(20)
+    gc.collect()
     tracemalloc.start()
     attach(20)
     bytes_before, objects_before = used()
     attach(1000)
     bytes_after, objects_after = used()
     tracemalloc.stop()
-    assert bytes_after - bytes_before < 20_000
-    assert objects_after - objects_before < 50
+    # one object that stays behind each time would be 1,000 objects and at least 50,000 bytes
+    assert bytes_after - bytes_before < 40_000
+    assert objects_after - objects_before < 500
     assert n_hooks(model) == 0
 
 
