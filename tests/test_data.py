@@ -8,6 +8,7 @@ import time
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -56,7 +57,8 @@ def tiny_mnist(monkeypatch, tmp_path):
         TEST_LABELS: idx_labels(20),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    monkeypatch.setattr(datasets, '_MNIST_SHA256', hashes)
+    tiny = replace(datasets._IDX_DATA['mnist'], sha256=hashes)
+    monkeypatch.setitem(datasets._IDX_DATA, 'mnist', tiny)
     monkeypatch.setattr(datasets, '_cache_dir', lambda: tmp_path/'cache')
     monkeypatch.delenv('MINIFASTAI_DATA', raising=False)
     monkeypatch.delenv('MINIFASTAI_DATASET', raising=False)
@@ -114,11 +116,17 @@ def server(tiny_mnist):
     httpd.server_close()
 
 
+def mnist(*mirrors):
+    "The stand-in, with these mirrors if any are given"
+    data = datasets._IDX_DATA['mnist']
+    return replace(data, mirrors=mirrors) if mirrors else data
+
+
 def names(folder): return sorted(p.name for p in folder.iterdir())
 
 
 def test_download(server, tmp_path):
-    datasets._download_mnist(tmp_path/'new', mirrors=[server('good')])
+    datasets._download(mnist(server('good')), tmp_path/'new')
     assert names(tmp_path/'new') == TRAIN_GZ
     assert set(find_mnist(tmp_path/'new')) >= {IMAGES, LABELS}
 
@@ -126,16 +134,16 @@ def test_download(server, tmp_path):
 @pytest.mark.parametrize('how', ['gone', 'page', 'zipped_page', 'swapped', 'flipped', 'drops'])
 def test_a_bad_mirror_is_passed_over(server, tmp_path, how):
     folder = tmp_path/'new'
-    datasets._download_mnist(folder, mirrors=[server(how), server('good')])
+    datasets._download(mnist(server(how), server('good')), folder)
     assert names(folder) == TRAIN_GZ
-    assert datasets._read_mnist(folder/f'{IMAGES}.gz').shape == (60, 28, 28)
+    assert datasets._read_file(mnist(), folder/f'{IMAGES}.gz').shape == (60, 28, 28)
 
 
 @pytest.mark.parametrize('how', ['gone', 'page', 'swapped', 'flipped', 'drops'])
 def test_only_bad_mirrors(server, tmp_path, how):
     folder = tmp_path/'new'
     with pytest.raises(ConnectionError, match='could not be downloaded') as info:
-        datasets._download_mnist(folder, mirrors=[server(how), server('gone')])
+        datasets._download(mnist(server(how), server('gone')), folder)
     assert str(info.value).count('http://') >= 2
     assert names(folder) == []
 
@@ -146,26 +154,24 @@ def test_a_mirror_that_hangs(server, tmp_path, monkeypatch):
     impatient = lambda timeout, **kw: patient(timeout=(0.5, 0.5), **kw)
     monkeypatch.setattr(pooch, 'HTTPDownloader', impatient)
     start = time.perf_counter()
-    datasets._download_mnist(tmp_path/'new', mirrors=[server('hangs'), server('good')])
+    datasets._download(mnist(server('hangs'), server('good')), tmp_path/'new')
     assert time.perf_counter() - start < 6
     assert names(tmp_path/'new') == TRAIN_GZ
 
 
 def test_two_downloads_at_once(server, tmp_path):
     folder = tmp_path/'new'
-    download = lambda: datasets._download_mnist(folder, mirrors=[server('slow')])
+    download = lambda: datasets._download(mnist(server('slow')), folder)
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(download) for _ in range(2)]: done.result()
     assert names(folder) == TRAIN_GZ
-    for name in TRAIN_GZ: datasets._read_mnist(folder/name)
+    for name in TRAIN_GZ: datasets._read_file(mnist(), folder/name)
 
 
 @pytest.fixture
 def mirrored(server, monkeypatch):
     "`get_data` and `get_test_data` download from the local server"
-    monkeypatch.setattr(datasets, '_MIRRORS', (server('good'),))
-    defaults = datasets._TRAIN_FILES, (server('good'),)
-    monkeypatch.setattr(datasets._download_mnist, '__defaults__', defaults)
+    monkeypatch.setitem(datasets._IDX_DATA, 'mnist', mnist(server('good')))
 
 
 def test_get_data_downloads_into_the_cache(mirrored, monkeypatch):
@@ -175,7 +181,7 @@ def test_get_data_downloads_into_the_cache(mirrored, monkeypatch):
     assert x_train.shape == (50, 784)
     assert y_valid.tolist() == list(range(10))
     assert x_train.max() < 1
-    monkeypatch.setattr(datasets, '_download_mnist', None)   # it is not called again
+    monkeypatch.setattr(datasets, '_download', None)   # it is not called again
     assert torch.equal(get_data()[0], x_train)
 
 
@@ -188,7 +194,7 @@ def test_the_test_set_is_a_pair_of_its_own(mirrored, monkeypatch):
     assert names(datasets._cache_dir()) == sorted([f'{TEST_IMAGES}.gz', f'{TEST_LABELS}.gz'])
     assert find_mnist() == {}
     monkeypatch.setenv('MINIFASTAI_DATASET', 'digits')
-    with pytest.raises(ValueError, match='Only MNIST has a test set'): get_test_data()
+    with pytest.raises(ValueError, match='have a test set here'): get_test_data()
 
 
 def test_search_order(tiny_mnist, tmp_path, monkeypatch):
@@ -223,6 +229,35 @@ def test_a_damaged_file_is_named_not_passed_over(tiny_mnist, tmp_path, monkeypat
     with pytest.raises(FileNotFoundError, match=f'but not {IMAGES}'): get_data('mnist')
 
 
+def test_fashion_mnist_has_folders_of_its_own(tiny_mnist, tmp_path, monkeypatch):
+    "It has MNIST's file names, so neither data set may be taken for the other"
+    fashion = {name: content[:-1] + b'!' for name, content in tiny_mnist.items()}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in fashion.items()}
+    data = replace(datasets._IDX_DATA['fashion_mnist'], sha256=hashes)
+    monkeypatch.setitem(datasets._IDX_DATA, 'fashion_mnist', data)
+    get = partial(get_data, 'fashion_mnist', download=False)
+    flat = put(tiny_mnist, tmp_path/'set')
+    monkeypatch.setenv('MINIFASTAI_DATA', str(flat))
+    with pytest.raises(FileNotFoundError, match='Fashion-MNIST is not on this machine'): get()
+    with pytest.raises(ValueError, match="It is MNIST's: pass another folder"): get(path=flat)
+    own = put(fashion, flat/'fashion-mnist')
+    assert sum(map(len, get()[::2])) == 60
+    assert torch.equal(get(path=own)[0], get()[0])
+    assert find_mnist()[IMAGES].parent == flat
+    assert get_test_data('fashion_mnist')[0].shape == (20, 784)
+    put(fashion, tmp_path/'other'/'FashionMNIST'/'raw')
+    assert torch.equal(get(path=tmp_path/'other')[0], get()[0])
+    with pytest.raises(FileNotFoundError, match='a folder fashion-mnist'): get(path=tmp_path/'no')
+
+
+def test_fashion_mnist_is_downloaded_into_its_own_folder(server, tiny_mnist, monkeypatch):
+    data = replace(mnist(server('good')), title='Fashion-MNIST', folders=('fashion-mnist',))
+    monkeypatch.setitem(datasets._IDX_DATA, 'fashion_mnist', data)
+    get_data('fashion_mnist')
+    assert names(datasets._cache_dir()/'fashion-mnist') == TRAIN_GZ
+    assert find_mnist() == {}
+
+
 def test_settings(monkeypatch, tiny_mnist):
     monkeypatch.setenv('MINIFASTAI_DATASET', 'digits')
     assert get_data()[0].shape == (1437, 784)
@@ -254,7 +289,7 @@ def test_a_file_is_read_only_as_far_as_it_can_be_right(tiny_mnist, tmp_path, nam
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=f'{name}: too long.*60,008 bytes'):
-            datasets._read_mnist(tmp_path/name)
+            datasets._read_file(mnist(), tmp_path/name)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally: tracemalloc.stop()
 
@@ -286,12 +321,12 @@ def test_folders_of_killed_downloads_are_removed(mirrored):
     (long/'part').write_bytes(b'one more byte')   # it began long ago, and goes on
     find_mnist()
     assert old.exists()   # who only looks changes nothing
-    datasets._get_mnist(datasets._TRAIN_FILES, None, True)
+    datasets._get_idx('mnist', datasets._TRAIN_FILES, None, True)
     assert not old.exists()
     assert young.exists() and long.exists()
     old.mkdir()
     os.utime(old, (0, 0))
-    datasets._get_mnist(datasets._TRAIN_FILES, None, True)   # nothing to download this time
+    datasets._get_idx('mnist', datasets._TRAIN_FILES, None, True)   # nothing to download this time
     assert not old.exists()
 
 
