@@ -50,7 +50,7 @@ def test_every_version_takes_views(version):
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 7, 8, 100])
-@pytest.mark.parametrize('version', ['blocked', 'tiles'])
+@pytest.mark.parametrize('version', ['blocked', 'buffer', 'tiles'])
 def test_blocks_of_any_size(version, size):
     a, b = random_pair(5, 7, 6)
     assert torch.allclose(names[f'matmul_{version}'](a, b, size), a @ b, atol=1e-5)
