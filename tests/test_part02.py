@@ -103,10 +103,10 @@ def by_autograd(f, tensors, grad=None):
 
 
 def by_tape(tape, f, tensors, grad=None):
-    vars = [tape['Var'](t.clone()) for t in tensors]
-    out = f(*vars)
+    inputs = [tape['Var'](t.clone()) for t in tensors]
+    out = f(*inputs)
     out.backward(grad)
-    return out.data, [v.grad for v in vars]
+    return out.data, [v.grad for v in inputs]
 
 
 def agree(ours, theirs):
