@@ -14,7 +14,7 @@ from torch import Tensor
 
 notebook = Path(__file__).parent.parent/'nbs'/'02_fully_connected.ipynb'
 # The notebook exports nothing, so we run the cells that define these names. The last wins.
-PARTS = {'Var', 'OPS', 'rule', 'operator', 'unbroadcast', 'history', 'check_unchanged', 'own',
+PARTS = {'Var', 'OPS', 'rule', 'operator', 'unbroadcast', 'history', 'check_unchanged', 'store',
          'first_gradient', 'backward', 'find_op', 'torch_function', '__getattr__', 'add_rule',
          'sub_rule', 'exp_rule', 'relu_rule', 'matmul_rule', 'sum_rule', 'reshape_rule'}
 
