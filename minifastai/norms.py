@@ -206,7 +206,7 @@ def plot_norms(
         # x: channels, y: items, z: pixels
         on = _partners(norm, shape).reshape(n, c, h*w).permute(1, 0, 2).numpy()
         ax.voxels(np.ones_like(on), facecolors=np.where(on, '#0072B2', '#e8e8e8'),
-                  edgecolor='#555555', linewidth=0.3, shade=False)
+                  edgecolors=np.where(on, '#ffffff', '#888888'), linewidth=0.5, shade=False)
         ax.set(title=name, xlabel='C', ylabel='N', zlabel='H, W', xticks=[], yticks=[], zticks=[],
                box_aspect=(c, n, h*w*0.6))
         ax.view_init(elev=25, azim=-60)
