@@ -206,7 +206,7 @@ def plot_norms(
         # x: channels, y: items, z: pixels
         on = _partners(norm, shape).reshape(n, c, h*w).permute(1, 0, 2).numpy()
         ax.voxels(np.ones_like(on), facecolors=np.where(on, '#0072B2', '#e8e8e8'),
-                  edgecolor='#555555', linewidth=0.3, shade=False)
+                  edgecolors=np.where(on, '#ffffff', '#888888'), linewidth=0.5, shade=False)
         ax.set(title=name, xlabel='C', ylabel='N', zlabel='H, W', xticks=[], yticks=[], zticks=[],
                box_aspect=(c, n, h*w*0.6))
         ax.view_init(elev=25, azim=-60)
@@ -230,7 +230,11 @@ class _Passes(deque):
         "Find the pass of the batch with these means, and put it first, to be forgotten next."
         for i in reversed(range(len(self))):
             found = self[i]
-            if not torch.allclose(found.batch, batch, rtol=1e-3, atol=1e-5): continue
+            try: same = torch.allclose(found.batch, batch, rtol=1e-3, atol=1e-5)
+            except RuntimeError as e:   # selective checkpointing: an operation that it didn't see
+                raise RuntimeError("RunningBatchNorm works with torch.utils.checkpoint, but not "
+                                   "with selective contexts: leave out context_fn") from e
+            if not same: continue
             del self[i]
             self.appendleft(found)
             return found
@@ -344,6 +348,9 @@ class RunningBatchNorm(_Affine):
         items, n = x.shape[0], x.numel()//self.nf
         mom = 1 - (1-self.mom)/math.sqrt(max(items - 1, 1)) if self.scaled else self.mom
         if torch.compiler.is_compiling(): return self._plain(x, mults, adds, mom, n)
+        if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+            raise RuntimeError("RunningBatchNorm changes its statistics in training, which "
+                               "torch.func and torch.jit can't follow: call eval() first")
         k = None
         if not _recomputing():
             count = (1-mom)*self.count + mom*n
