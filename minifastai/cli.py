@@ -363,8 +363,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3   # as in glibc's malloc.h
 def keep_freed_memory():
     """Make the C library keep freed memory for the next batch.
 
-    Otherwise it returns some of it to the system and asks for it again, which costs up to a fifth
-    of the time. Does nothing if the C library isn't glibc, for example outside Linux."""
+    Otherwise it returns some of it to the system and gets it back page by page, which took about a
+    tenth of a training step here. Does nothing without glibc, for example outside Linux."""
     import ctypes
     try: libc = ctypes.CDLL('libc.so.6')
     except OSError: return
