@@ -93,7 +93,7 @@ class BatchNorm(_Affine):
 
 # %% ../nbs/07_batchnorm.ipynb #5f576de1
 def _recomputing() -> bool:
-    "Is this part of a backward pass, which computes a part of the forward pass again?"
+    "Is a backward pass computing this part of the forward pass again?"
     # the compiler knows by itself which operations it repeats
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
@@ -105,11 +105,11 @@ def _standardize(x:Tensor, dims:tuple, eps:float) -> Tensor:
 
 # %% ../nbs/07_batchnorm.ipynb #a86d5495
 class LayerNorm(nn.Module):
-    """Layer normalization of (N, C, ...), the same as `nn.GroupNorm(1, C)`.
+    """Layer normalization of (N, C, ...); with `nf`, the same as `nn.GroupNorm(1, nf)`.
 
     It normalises each item over all of its numbers. By default there's one factor and one
-    summand for everything, as in the lesson. With `nf` there's one of each for each channel, as in
-    `nn.GroupNorm`. (Ba, Kiros and Hinton 2016, arXiv 1607.06450)"""
+    summand for everything, as in the lesson. With `nf` there's one of each for each channel.
+    (Ba, Kiros and Hinton 2016, arXiv 1607.06450)"""
     def __init__(self,
         nf:int|None=None, # Channels, C, for a factor and a summand each; None for one of each
         eps:float=1e-5,   # Added to the variance
@@ -206,7 +206,7 @@ def plot_norms(
         # x: channels, y: items, z: pixels
         on = _partners(norm, shape).reshape(n, c, h*w).permute(1, 0, 2).numpy()
         ax.voxels(np.ones_like(on), facecolors=np.where(on, '#0072B2', '#e8e8e8'),
-                  edgecolor='#555555', linewidth=0.3, shade=False)
+                  edgecolors=np.where(on, '#ffffff', '#888888'), linewidth=0.5, shade=False)
         ax.set(title=name, xlabel='C', ylabel='N', zlabel='H, W', xticks=[], yticks=[], zticks=[],
                box_aspect=(c, n, h*w*0.6))
         ax.view_init(elev=25, azim=-60)
@@ -230,7 +230,11 @@ class _Passes(deque):
         "Find the pass of the batch with these means, and put it first, to be forgotten next."
         for i in reversed(range(len(self))):
             found = self[i]
-            if not torch.allclose(found.batch, batch, rtol=1e-3, atol=1e-5): continue
+            try: same = torch.allclose(found.batch, batch, rtol=1e-3, atol=1e-5)
+            except RuntimeError as e:   # selective checkpointing: an operation that it didn't see
+                raise RuntimeError("RunningBatchNorm works with torch.utils.checkpoint, but not "
+                                   "with selective contexts: leave out context_fn") from e
+            if not same: continue
             del self[i]
             self.appendleft(found)
             return found
@@ -344,6 +348,9 @@ class RunningBatchNorm(_Affine):
         items, n = x.shape[0], x.numel()//self.nf
         mom = 1 - (1-self.mom)/math.sqrt(max(items - 1, 1)) if self.scaled else self.mom
         if torch.compiler.is_compiling(): return self._plain(x, mults, adds, mom, n)
+        if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+            raise RuntimeError("RunningBatchNorm changes its statistics in training, which "
+                               "torch.func and torch.jit can't follow: call eval() first")
         k = None
         if not _recomputing():
             count = (1-mom)*self.count + mom*n

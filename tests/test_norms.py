@@ -13,7 +13,7 @@ from helpers import LESSON_DATA
 from torch import nn, optim
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from minifastai.data import DataBunch, Dataset, get_dls
 from minifastai.learner import Learner, Runner
@@ -533,6 +533,26 @@ def test_a_pass_too_long_ago_to_be_computed_again():
         y.sum().backward()
 
 
+@pytest.mark.parametrize('transform, match', [
+    (lambda f, x: torch.func.grad(lambda x: f(x).sum())(x), 'torch.func and torch.jit'),
+    (lambda f, x: torch.func.vmap(f)(x[None]), 'torch.func and torch.jit'),
+    (lambda f, x: torch.jit.trace(f, x), 'torch.func and torch.jit'),
+    (lambda f, x: checkpoint(f, x, use_reentrant=False, context_fn=selective).sum().backward(),
+     'leave out context_fn'),
+], ids=['grad', 'vmap', 'trace', 'selective'])
+def test_a_transform_that_cannot_be_followed(transform, match):
+    "It is refused by name in training, and works in evaluation mode"
+    norm = RunningBatchNorm(3)
+    x = torch.randn(4, 3, 2, 2, requires_grad=match != 'torch.func and torch.jit')
+    with pytest.raises(RuntimeError, match=f'RunningBatchNorm .*{match}'): transform(norm, x)
+    transform(norm.eval(), x)
+
+
+def selective():
+    keep = [torch.ops.aten.convolution.default]
+    return create_selective_checkpoint_contexts(keep)
+
+
 @pytest.mark.parametrize('shape', [(16, 4), (16, 4, 3, 3)])
 def test_compiled_once(shape):
     "In training, and once in evaluation"
@@ -542,6 +562,17 @@ def test_compiled_once(shape):
     for _ in range(12): norm(torch.randn(shape)).sum().backward()
     for _ in range(3): norm.eval()(torch.randn(shape))
     assert counters['stats']['unique_graphs'] == 2
+
+
+def test_compiled_for_any_batch_size():
+    "Twice, as PyTorch's batch norm: once for the first size, and once for all others"
+    def n_graphs(norm):
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = torch.compile(norm, backend='aot_eager', fullgraph=True)
+        for n in (8, 8, 5, 3, 16, 2): compiled(torch.randn(n, 4, 3, 3)).sum().backward()
+        return counters['stats']['unique_graphs']
+    assert n_graphs(RunningBatchNorm(4)) == n_graphs(nn.BatchNorm2d(4)) == 2
 
 
 def test_compiled_numbers_are_the_same():
