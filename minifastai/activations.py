@@ -53,12 +53,12 @@ def _keep_stats(hook, mod, outp, *, step=None, bins=68, lo=-7., hi=10., plateau=
     n = len(x)
     means.append(x.mean())
 
-    # on a CPU, allocating that much memory anew takes longer than everything else
+    # on a CPU, allocating that much memory anew can take longer than everything else
     on_cpu = x.device.type == 'cpu'
     fits = on_cpu and hook.scratch is not None and len(hook.scratch) == n
     d = hook.scratch if fits else torch.empty_like(x)
     torch.sub(x, means[-1], out=d)
-    # half the time of x.std(), and just as exact
+    # a quarter of the time of x.std(), and just as exact
     stds.append((torch.dot(d, d)/max(n - 1, 1)).sqrt())
 
     sample = x[::_stride(n)]
@@ -180,7 +180,7 @@ def _draw_dead(ax, h):
     if h.saturated:
         ax.plot(h.steps, torch.stack(h.saturated).cpu(), '--', color=BLUE, label=f'at {h.maxv:g}')
     ax.legend(fontsize=7)
-    ax.set(ylim=(0, 1), xlabel='batch', ylabel='fraction')
+    ax.set(ymargin=0, xlabel='batch', ylabel='fraction')   # the axis begins at 0
 
 def _panels(hooks, height):
     "Make a figure with a panel for each hook, four in a row."
@@ -263,7 +263,7 @@ def plot_activations(
     for row, h in zip(axs, hooks): _draw_row(row, h)
     for ax in axs[-1]: ax.set_xlabel('batch')
     axs[0, 0].legend(fontsize=8)
-    titles = ('mean and standard deviation', 'histogram (log)', 'fraction at 0 or the plateau')
+    titles = ('mean and standard deviation', 'histogram (log)', 'fractions at plateau and maximum')
     for ax, title in zip(axs[0], titles): ax.set_title(title, fontsize=10)
     return axs
 

@@ -153,15 +153,15 @@ SEAMS = MappingProxyType(dict(
 # %% ../nbs/09_checkpoints.ipynb #778538aa
 @patch
 def state_dict(self:Callback) -> dict: # Data only
-    """Collect what a later run needs to go on: by default all attributes that are data.
+    """Collect what a later run needs to continue: by default, all attributes that are data.
 
-    Data are numbers, strings, tensors, arrays, and lists, tuples, sets, dictionaries and the like
-    of them."""
+    Data means numbers, strings, tensors and arrays, and collections of these, such as lists and
+    dictionaries."""
     return plain_attrs(self)
 
 @patch
 def load_state_dict(self:Callback,
     state:dict, # What `state_dict` returned
 ):
-    "Go on from `state`; called after the handlers of `begin_fit` and `begin_epoch`."
+    "Continue from `state`; called after the handlers of `begin_fit` and `begin_epoch`."
     load_attrs(self, state)

@@ -204,7 +204,7 @@ def find_checkpoint(
         try: whole.append(_opened(path, best))
         except ValueError as e: faults.append(e)
         if whole and best is None: break
-    if not whole and faults: raise ValueError(f"No checkpoint in {folder} is whole: {faults[-1]}")
+    if not whole and faults: raise ValueError(f"No checkpoint in {folder} is intact: {faults[-1]}")
     if best is not None: whole = _with_metric(whole, best)
     if not whole: return None
     found = min(whole, key=lambda c: 0 if best is None else _badness(c.metrics, best, mode))
@@ -609,7 +609,7 @@ class CheckpointCallback(Callback):
         self.mode = None if best is None else metric_mode(best, mode)
         if not isinstance(resume, (bool, Checkpoint)):
             raise TypeError("CheckpointCallback: resume is True, False or a Checkpoint, not "
-                            f"{resume!r}; of a folder, pass Checkpoint.at(path)")
+                            f"{resume!r}; for a folder, pass Checkpoint.at(path)")
         self.resume, self.stop_on = resume, tuple(stop_on)
         self._signals = _StopSignals()
         self._lock:int|None = None
@@ -817,14 +817,14 @@ def _check_position(checkpoint:Checkpoint, training:dict, epochs:int):
     if begun > epochs:
         done = f"done {begun} epochs" if not checkpoint.batch else f"begun epoch {begun}"
         raise ValueError(f"{checkpoint.path} is of a run that has {done}, "
-                         f"more than the {epochs} that you asked for")
+                         f"more than the {epochs} that you asked for: fit with at least {begun}")
 
 # %% ../nbs/09_checkpoints.ipynb #947a2f60
 def _check_optimizer(path:Path, training:dict, opt):
     "Refuse the state of another optimizer; warn if its settings were different."
     name, own_name = training['opt_class'], type(opt).__name__
     if name != own_name:
-        raise ValueError(f"{path} is of a run with {name}, but this optimizer is {own_name}")
+        raise ValueError(f"{path} is of a run with {name}: use that optimizer, not {own_name}")
     groups, own_groups = ([len(pg['params']) for pg in o.get('param_groups', ())]
                           for o in (training['opt'], opt.state_dict()))
     if groups != own_groups:

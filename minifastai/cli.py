@@ -186,7 +186,7 @@ def _check_out(out:str|None, files:Sequence[str]):
     taken = [f for f in files if _is_used(folder/f)]
     if taken:
         raise ValueError(f"{folder} holds another run's {taken[0]}: "
-                         "choose another folder for --out, or remove it")
+                         "choose another folder for --out, or remove this one")
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir(): raise ValueError(f"--out: {there} isn't a folder")
     if not os.access(there, os.W_OK):
@@ -363,8 +363,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3   # as in glibc's malloc.h
 def keep_freed_memory():
     """Make the C library keep freed memory for the next batch.
 
-    Otherwise it returns some of it to the system and asks for it again, which costs up to a fifth
-    of the time. Does nothing if the C library isn't glibc, for example outside Linux."""
+    Otherwise it returns some of it to the system and gets it back page by page, which took about a
+    tenth of a training step here. Does nothing without glibc, for example outside Linux."""
     import ctypes
     try: libc = ctypes.CDLL('libc.so.6')
     except OSError: return
@@ -546,8 +546,8 @@ def _position(last:Checkpoint|None, n_batches:int, recipe:Recipe, before:int) ->
     if recipe.epochs == before or recipe.warm_up is None: return where
     done = last.epoch + last.batch/n_batches
     return (f"{where}. Its learning rates were planned for {_n_epochs(before)}, and are now "
-            f"planned for {recipe.epochs}: the schedule goes on at {done/recipe.epochs:.0%} of "
-            f"its way, where it was at {done/before:.0%}")
+            f"planned for {recipe.epochs}: the schedule jumps from {done/before:.0%} to "
+            f"{done/recipe.epochs:.0%} of its way")
 
 # %% ../nbs/90_cli.ipynb #d83c50e7
 def _check_images(kept:dict, settings:dict):
@@ -572,7 +572,7 @@ def _resumed_run(given:_Options, folder:Path) -> _Training|None:
     _check_images(kept, job.settings)
     _warn_of_changes(kept, job.settings)
     n_batches = len(job.learn.data.train_dl)
-    _announce(f"Going on with {folder}, "
+    _announce(f"Continuing {folder}, "
               f"{_position(last, n_batches, job.recipe, kept['epochs'])}")
     now = {k: job.settings[k] for k in ('epochs', 'every')}
     # what this version adds, then what the run was begun with, then what may change
@@ -666,7 +666,7 @@ def _say_how_to_go_on(training:_Training, options:_Options, status:int):
     command = ['minifastai-train', '--resume', str(training.folder)]
     for k in ('data', 'device'):
         if getattr(options, k) is not None: command += [f'--{k}', str(getattr(options, k))]
-    print(f'To go on: {shlex.join(command)}', flush=True,
+    print(f'To continue: {shlex.join(command)}', flush=True,
           file=sys.stderr if status == 141 else sys.stdout)
 
 # %% ../nbs/90_cli.ipynb #9ce1470b

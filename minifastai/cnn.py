@@ -57,7 +57,7 @@ def mnist_resize(
 ) -> Tensor: # (N, 1, 28, 28)
     """Reshape rows of pixels to images of MNIST's size.
 
-    Rows of another length are a `ValueError`."""
+    Rows of another length raise a `ValueError`."""
     return _reshape_items((1, 28, 28), x)
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #6f345635
@@ -155,7 +155,7 @@ def get_cnn_layers(
 class ImageSequential(nn.Sequential):
     """Layers one after the other, for images (N, n_in, H, W).
 
-    Any other input is a `ValueError`, which says what to do."""
+    Any other input raises a `ValueError` that says what to do."""
     def __init__(self,
         *layers, # As for `nn.Sequential`
         n_in:int|None=None, # Channels of the images; None: don't check the input

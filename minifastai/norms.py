@@ -93,7 +93,7 @@ class BatchNorm(_Affine):
 
 # %% ../nbs/07_batchnorm.ipynb #5f576de1
 def _recomputing() -> bool:
-    "Is this part of a backward pass, which computes a part of the forward pass again?"
+    "Is a backward pass computing this part of the forward pass again?"
     # the compiler knows by itself which operations it repeats
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
@@ -105,11 +105,11 @@ def _standardize(x:Tensor, dims:tuple, eps:float) -> Tensor:
 
 # %% ../nbs/07_batchnorm.ipynb #a86d5495
 class LayerNorm(nn.Module):
-    """Layer normalization of (N, C, ...), the same as `nn.GroupNorm(1, C)`.
+    """Layer normalization of (N, C, ...); with `nf`, the same as `nn.GroupNorm(1, nf)`.
 
     It normalises each item over all of its numbers. By default there's one factor and one
-    summand for everything, as in the lesson. With `nf` there's one of each for each channel, as in
-    `nn.GroupNorm`. (Ba, Kiros and Hinton 2016, arXiv 1607.06450)"""
+    summand for everything, as in the lesson. With `nf` there's one of each for each channel.
+    (Ba, Kiros and Hinton 2016, arXiv 1607.06450)"""
     def __init__(self,
         nf:int|None=None, # Channels, C, for a factor and a summand each; None for one of each
         eps:float=1e-5,   # Added to the variance
@@ -206,7 +206,7 @@ def plot_norms(
         # x: channels, y: items, z: pixels
         on = _partners(norm, shape).reshape(n, c, h*w).permute(1, 0, 2).numpy()
         ax.voxels(np.ones_like(on), facecolors=np.where(on, '#0072B2', '#e8e8e8'),
-                  edgecolor='#555555', linewidth=0.3, shade=False)
+                  edgecolors=np.where(on, '#ffffff', '#888888'), linewidth=0.5, shade=False)
         ax.set(title=name, xlabel='C', ylabel='N', zlabel='H, W', xticks=[], yticks=[], zticks=[],
                box_aspect=(c, n, h*w*0.6))
         ax.view_init(elev=25, azim=-60)

@@ -77,7 +77,7 @@ class AverageWeightsCallback(Callback):
     def after_step(self):
         for k, t in self._tensors().items():
             mean = self.average.get(k)
-            if mean is None or mean.shape != t.shape: self.average[k] = _copy(t)   # it is new
+            if mean is None or mean.shape != t.shape: self.average[k] = _copy(t)   # it's new
             elif t.is_floating_point() or t.is_complex(): mean.lerp_(t.to(mean), 1 - self.decay)
             else: mean.copy_(t)   # a counter
 
@@ -105,7 +105,7 @@ class AverageWeightsCallback(Callback):
             mean = self.average.get(k)
             if mean is None or mean.shape != t.shape: continue
             own = _copy(t)
-            t.data.copy_(mean)   # hidden from autograd; an unfinished batch gets its own back
+            t.data.copy_(mean)   # autograd doesn't see it: a batch in progress gets `own` back
             mean.copy_(own)
 
 # %% ../nbs/08_beat_98.ipynb #f0da5a9b

@@ -391,7 +391,7 @@ def to_plain(
 # %% ../nbs/09_checkpoints.ipynb #07d3b9ae
 def from_plain(
     o, # What `to_plain` returned
-): # What it was given, or a copy; tensors without their graphs
+): # What `to_plain` was given, or a copy; tensors without their graphs
     "Put data together again; raise a `ValueError` if `to_plain` can't have made them."
     if type(o) in (list, tuple): return type(o)(map(from_plain, o))
     if type(o) not in (dict, OrderedDict): return o
@@ -429,7 +429,7 @@ def plain_attrs(
 # %% ../nbs/09_checkpoints.ipynb #18e6f0cb
 def load_attrs(
     o,          # An object
-    state:dict, # What `plain_attrs` returned of one like it
+    state:dict, # What `plain_attrs` returned for an object like `o`
 ):
     "Put attributes back."
     here:Any = o if isinstance(o, (dict, list, tuple)) else vars(o)
@@ -452,7 +452,7 @@ def read_file(
         if size is not None and about.st_size != size:
             raise ValueError(f"{path} is damaged: it has {about.st_size:,} of {size:,} bytes")
         if most is not None and about.st_size > most:
-            raise ValueError(f"{path} is damaged: it has {about.st_size:,} bytes")
+            raise ValueError(f"{path} is damaged: it has {about.st_size:,} bytes, over {most:,}")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError): raise ValueError(f"{path} is missing") from None
     except OSError as e: raise ValueError(f"{path} can't be read: {e.strerror}") from e
@@ -467,7 +467,7 @@ def plain_names(
     model:nn.Module, # Any model, compiled, wrapped, or neither
     *,
     of:Iterable[str]|None=None, # Names in it; by default those of its `state_dict`
-) -> dict[str, str]: # For each of these names
+) -> dict[str, str]: # The plain name for each of these names
     "Find the names that parameters and buffers have without `_orig_mod.` and `module.`."
     wrappers = []
     for name, m in model.named_modules(remove_duplicate=False):
@@ -476,7 +476,7 @@ def plain_names(
     names = {}
     for full in model.state_dict() if of is None else of:
         names[full] = full
-        for prefix, owner in reversed(wrappers):   # what is inside comes off first
+        for prefix, owner in reversed(wrappers):   # inner prefixes first
             names[full] = re.sub('^' + re.escape(prefix), owner, names[full])
     return names
 

@@ -695,7 +695,7 @@ def test_other_data(tmp_path, other, message):
 def test_other_optimizers_and_threads(tmp_path):
     fit_until(2, tmp_path, tiny_learner(opt_func=partial(optim.SGD, lr=0.1, momentum=0.9)))
     learn = tiny_learner(opt_func=optim.Adam)
-    message = 'run with SGD, but this optimizer is Adam'
+    message = 'run with SGD: use that optimizer, not Adam'
     assert_refused(learn, message, lambda: go_on(tmp_path, learn))
     learn = tiny_learner(opt_func=partial(optim.SGD, lr=0.1))
     threads = torch.get_num_threads()
@@ -1585,7 +1585,7 @@ def test_asked_to_stop(tmp_path, number, status):
     done = finish(process)
     assert done.returncode == status, done.stdout
     assert 'Traceback' not in done.stdout, done.stdout
-    assert 'To go on: minifastai-train --resume run' in done.stdout, done.stdout
+    assert 'To continue: minifastai-train --resume run' in done.stdout, done.stdout
     assert find_checkpoint(tmp_path/'run'/'checkpoints').epoch >= 2
     assert load_file(tmp_path/'run'/'model.safetensors')
 

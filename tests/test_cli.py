@@ -337,8 +337,8 @@ def test_what_happens_to_the_schedule_of_a_longer_run(stopped):
     last = find_checkpoint(stopped/'checkpoints')
     recipe = cli.replace(RECIPES['one-epoch'], epochs=5)
     said = cli._position(last, 12, recipe, before=2)
-    assert said.endswith('are now planned for 5: the schedule goes on at 35% of its way, '
-                         'where it was at 88%')
+    assert said.endswith('are now planned for 5: the schedule jumps from 88% to 35% '
+                         'of its way')
     for recipe, before in ((recipe, 5), (cli.replace(recipe, warm_up=None), 2)):
         assert 'schedule' not in cli._position(last, 12, recipe, before)
 
@@ -473,7 +473,7 @@ def test_signals_while_files_are_written(in_python, tmp_path, monkeypatch, capsy
     assert names(tmp_path/'a run') == FILES
     written, how = capsys.readouterr().out.splitlines()[-2:]
     assert written.startswith('Written to a run: settings.json, history.csv')
-    assert how == "To go on: minifastai-train --resume 'a run'"
+    assert how == "To continue: minifastai-train --resume 'a run'"
     assert find_checkpoint(tmp_path/'a run'/'checkpoints').batch == 3
     assert [signal.getsignal(s) for s in cli._SIGNALS] == handlers
 
@@ -626,7 +626,7 @@ def test_nobody_reads_the_output(tmp_path, kind):
     with open(main) as file: file.readline()
     err = process.stderr.read()
     assert process.wait(timeout=120) == 141, err
-    assert err == 'To go on: minifastai-train --resume run\n'
+    assert err == 'To continue: minifastai-train --resume run\n'
     assert names(tmp_path/'run') == FILES
     last = find_checkpoint(tmp_path/'run'/'checkpoints')
     assert (last.epoch, last.batch) == (len(table(tmp_path/'run'/'history.csv')), 0)
@@ -672,7 +672,7 @@ def test_a_terminal_that_is_closed(tmp_path):
     process.send_signal(signal.SIGHUP)
     done = finish(process)
     assert done.returncode == 129, done.stderr
-    assert done.stdout.endswith('To go on: minifastai-train --resume run\n')
+    assert done.stdout.endswith('To continue: minifastai-train --resume run\n')
     assert not done.stderr
     assert names(tmp_path/'run') == FILES
 

@@ -11,7 +11,7 @@ for name in ('tomllib', 'sphinx', 'docutils'):
     pytest.importorskip(name, reason=f'{name} is not here: `make site` sets up what the site '
                                      'needs, and Python 3.11 or newer has tomllib')
 sys.path.insert(0, str(root/'docs/_ext'))
-from minifastai_docs import cells, citations, pages  # noqa: E402
+from minifastai_docs import cells, citations, course, pages  # noqa: E402
 
 papers = citations.bibliography()
 chapters = sorted((root/'nbs').glob('0*.ipynb'))
@@ -267,3 +267,16 @@ def test_minutes_to_read_a_notebook():
         code('#| solution\nx'),
     ]
     assert times.minutes(dict(cells=cells)) == pytest.approx(400/200 + 2/15)
+
+
+def test_parts_of_the_sidebar():
+    names = ['index', 'introduction', '00_data', '04_callbacks', '07b_small_batches', '91_all']
+    listed = {part: found for part, found in course.parts(names).items() if found}
+    assert listed == {
+        'The course': ['introduction'],
+        'I From the foundations': ['00_data'],
+        'II The training loop and the CNN': ['04_callbacks', '07b_small_batches'],
+        'Applications': ['91_all'],
+    }
+    assert course.part('10_data_block') == 'III To the state of the art'
+    assert course.part('19_unet') == 'IV Outlook'

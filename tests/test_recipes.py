@@ -422,14 +422,16 @@ def test_the_lessons_recipe_is_the_one_cycle_run_of_chapter_07():
     assert (group['momentum'], group['weight_decay'], recipe.epochs, recipe.bs) == (0, 0, 8, 512)
 
 
-def test_the_table_that_is_drawn_is_the_one_that_was_measured():
-    "Chapter 08 copies a stored output into a cell, so that drawing it needs no training"
+@pytest.mark.parametrize(('name', 'loop', 'n'),
+                         [('rungs', 'steps.items()', 14), ('alone', 'others.items()', 16)])
+def test_a_table_that_is_drawn_is_the_one_that_was_measured(name, loop, n):
+    "Chapter 08 copies stored outputs into cells, so that drawing them needs no training"
     cells = json.loads((root/'nbs'/'08_beat_98.ipynb').read_text(encoding='utf-8'))['cells']
-    copied, = (s for c in cells if '\nalone = {' in (s := ''.join(c['source'])))
-    measured, = (c for c in cells if 'others.items()' in ''.join(c['source']))
+    copied, = (s for c in cells if f'\n{name} = {{' in (s := ''.join(c['source'])))
+    measured, = (c for c in cells if loop in ''.join(c['source']))
     stored = ''.join(measured['outputs'][0]['text'])
     rows = re.findall(r"'(.+)': +\(([\d.]+), ([\d.]+), ([\d.]+)\)", copied)
-    assert len(rows) == len(stored.splitlines()) == 16
+    assert len(rows) == len(stored.splitlines()) == n
     for name, *numbers in rows: assert f'{name:34} {{}} ({{}} to {{}})'.format(*numbers) in stored
 
 

@@ -52,12 +52,24 @@ def number(docname: str) -> str:
     "Return a chapter's number, such as 04a for 04a_statistics, or '' for other pages"
     return m[1] if (m := re.match(r'(\d+[a-z]*)_', docname)) else ''
 
+PARTS = {   # the number of each part's first chapter
+    'I From the foundations': 0,
+    'II The training loop and the CNN': 4,
+    'III To the state of the art': 10,
+    'IV Outlook': 17,
+    'Applications': 90,
+}
+
+def part(docname: str) -> str:
+    "Return the part of the sidebar that a page of the course belongs to"
+    if not (digits := re.match(r'\d*', number(docname))[0]): return 'The course'
+    return [name for name, first in PARTS.items() if first <= int(digits)][-1]
+
 def parts(docnames: list[str]) -> dict[str, list[str]]:
-    "Return the parts of the sidebar that have notebooks"
-    res = {'The course': [], 'Applications': []}
+    "Return the parts of the sidebar, with the notebooks of each"
+    res = {name: [] for name in ('The course', *PARTS)}
     for docname in docnames:
-        part = 'Applications' if number(docname).startswith('9') else 'The course'
-        if docname != 'index': res[part].append(docname)
+        if docname != 'index': res[part(docname)].append(docname)
     return res
 
 def toctree(caption: str, docnames: list[str]) -> str:
