@@ -231,9 +231,9 @@ class _Passes(deque):
         for i in reversed(range(len(self))):
             found = self[i]
             try: same = torch.allclose(found.batch, batch, rtol=1e-3, atol=1e-5)
-            except RuntimeError as e:   # selective checkpointing: an operation that it didn't see
+            except RuntimeError as e:   # selective checkpointing hasn't seen this operation
                 raise RuntimeError("RunningBatchNorm works with torch.utils.checkpoint, but not "
-                                   "with selective contexts: leave out context_fn") from e
+                                   "with selective checkpointing: leave out context_fn") from e
             if not same: continue
             del self[i]
             self.appendleft(found)
@@ -250,7 +250,7 @@ class _RunningNorm(torch.autograd.Function):
     The gradient is `1-k` times that of evaluation mode plus `k` times that of batch norm."""
     @staticmethod
     def forward(ctx, x, mults, adds, means, vars, k, eps, passes):
-        # the mean b and the variance u of this batch: one kernel where there is one
+        # the mean b and the variance u of this batch: by one kernel, if the device has it
         if x.device.type in ('cpu', 'cuda'): b, u = torch.batch_norm_update_stats(x, None, None, 0.)
         else: u, b = torch.var_mean(x, (0, *range(2, x.dim())), correction=0)
         ctx.save_for_backward(x, mults)
@@ -284,7 +284,7 @@ class _RunningNorm(torch.autograd.Function):
 # %% ../nbs/07b_small_batches.ipynb #73ec2acd
 @torch.library.custom_op('minifastai::snapshot', mutates_args=())
 def _snapshot(stats:list[Tensor]) -> list[Tensor]:
-    "Copy statistics for a compiler, which doesn't compute again what it can't look into."
+    "Copy the statistics in an operation that a compiler can't look into, and so doesn't repeat."
     if _recomputing():
         raise RuntimeError("RunningBatchNorm cannot be both compiled and computed again for the "
                            "backward pass: leave out torch.compile, or torch.utils.checkpoint")
@@ -298,7 +298,7 @@ class RunningBatchNorm(_Affine):
     """Normalization of (N, C, ...) by running statistics, also in training.
 
     So batches may be small, even of one item. The gradient through this batch's part of the
-    statistics is exact. The statistics are at least as precise as float32. (The lesson's own.)"""
+    statistics is exact. The statistics stay in float32 or better. This norm is the lesson's own."""
     def __init__(self,
         nf:int,           # Channels, C
         mom:float=0.1,    # Momentum for a batch of 1 or 2
@@ -308,7 +308,7 @@ class RunningBatchNorm(_Affine):
     ):
         super().__init__(nf, eps)
         if not 0 < mom <= 1:
-            raise ValueError(f"RunningBatchNorm: mom is above 0 and at most 1, not {mom}")
+            raise ValueError(f"RunningBatchNorm: mom has to be above 0 and at most 1, not {mom}")
         self.mom, self.scaled = mom, scaled
         self.register_buffer('means', torch.zeros(nf))
         self.register_buffer('vars', torch.ones(nf))
@@ -401,7 +401,7 @@ def get_norm(
     norm:str|Callable|None, # A name, or a function of the number of channels that makes a layer
     nf:int,                 # Channels
 ) -> nn.Module|None: # The layer, for images (N, nf, H, W); None for no norm
-    """Make a norm, by its name or by a function.
+    """Make a norm from its name, or by calling a function.
 
     The names are 'batch', 'running', 'layer', 'instance', 'group' (4 groups, or fewer if 4
     doesn't divide the number of channels) and 'none'."""

@@ -679,7 +679,7 @@ def test_choosing_a_norm():
     (lambda: GroupNorm(0, 4), 'num_groups'),
     (lambda: GroupNorm(3, 4), "4 channels can't be divided into 3 groups"),
     (lambda: LayerNorm(0), 'nf is a number'),
-    (lambda: RunningBatchNorm(4, mom=1.5), 'mom is above 0 and at most 1'),
+    (lambda: RunningBatchNorm(4, mom=1.5), 'mom has to be above 0 and at most 1'),
     (lambda: BatchNorm(3)(torch.randn(4, 2, 5)),
      r'takes a batch of shape \(N, 3, ...\), but got \(4, 2, 5\)'),
     (lambda: RunningBatchNorm(3)(torch.randn(3)), r'\(N, 3, ...\)'),
