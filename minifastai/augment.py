@@ -68,7 +68,7 @@ def random_affine(
     scale:float=0.1,   # Scale by a factor between 1/(1+scale) and 1+scale
     shear:float=0.1,   # Largest shear either way, in pixels for each pixel up
     shift:float=2.,    # Largest shift in each direction, in pixels
-    generator:torch.Generator|None=None, # Of random numbers; by default the device's own
+    generator:torch.Generator|None=None, # Draws the numbers; by default the device's own
 ) -> Tensor: # Images (N, C, H, W)
     """Apply a random affine map to each image of a batch, on the batch's device.
 

@@ -152,13 +152,13 @@ class Recipe:
     layer:Callable=res_layer   # Called as `layer(channels_in, channels_out, ks, **kwargs)`
     crop:int=0                 # Pixels that the network cuts off at each border of an image
     momentum:float=0.9         # Nesterov momentum of SGD
-    weight_decay:float=5e-4    # Times the learning rate: fraction of a weight lost at each step
-    warm_up:float|None=0.25    # Fraction of the run in which the rate rises; None: it's constant
+    weight_decay:float=5e-4    # SGD adds this, times the weight, to each gradient
+    warm_up:float|None=0.25    # Fraction of the run in which the rate rises; None: constant rate
     div:float=5.               # With a warm-up, the rate begins at `lr/div`
     div_final:float=100.       # With a warm-up, the rate ends at `lr/div_final`
     smoothing:float=0.1        # Fraction of each label that is spread over all classes
     augment:Callable|None=None # Function of a training batch (N, C, H, W), such as `random_affine`
-    average:float|None=None    # `decay` of an `AverageWeightsCallback`
+    average:float|None=None    # `decay` of an `AverageWeightsCallback`; None: no averaging
     tta_tfms:Sequence[Callable]=tuple(shift_tfms()) # Transforms for test-time augmentation
     channels_last:bool=True    # Keep the channels of a pixel next to each other in memory?
 

@@ -16,8 +16,8 @@ from .utils import check_count
 class ResBlock(nn.Module):
     """Convolutions whose output is added to their input.
 
-    The activation function comes before the sum, so with a ReLU a block can only add. In the paper
-    it comes after the sum (He and others 2016, arXiv 1512.03385, section 3)."""
+    The last activation function comes before the sum, so with a ReLU no number gets smaller. In the
+    paper it comes after the sum (He and others 2016, arXiv 1512.03385, section 3)."""
     def __init__(self,
         nf:int,   # Channels, in and out
         n:int=2,  # Number of convolutions
