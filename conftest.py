@@ -28,6 +28,9 @@ def pytest_configure(config):
     # a shell has programs in the background ignore Ctrl-C, of which several tests are
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # and `nohup` has them ignore the end of their terminal
+    if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_report_header(config):
