@@ -54,13 +54,13 @@ _BYTES = dict(zip(_TRAIN_FILES + _TEST_FILES, (47_040_016, 60_008, 7_840_016, 10
 class _IdxData:
     "A data set in four idx files: where it is found, and the hash of each file."
     title:str                # Its name in messages
-    folders:tuple[str, ...]  # Sub-folders that may hold it; the first one is the cache's
+    folders:tuple[str, ...]  # Sub-folders that may hold it; the last one is the cache's
     mirrors:tuple[str, ...]  # Addresses to download from
     sha256:dict[str, str]    # Of each file's uncompressed content
 
 # %% ../nbs/00_data.ipynb #f2da702b
 _IDX_DATA = {
-    'mnist': _IdxData('MNIST', ('.', 'mnist', 'MNIST/raw'), (
+    'mnist': _IdxData('MNIST', ('mnist', 'MNIST/raw', '.'), (
         'https://ossci-datasets.s3.amazonaws.com/mnist/',
         'https://storage.googleapis.com/cvdf-datasets/mnist/',
     ), dict(zip(_BYTES, (
@@ -68,7 +68,7 @@ _IDX_DATA = {
         '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
         '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
         'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2')))),
-    'fashion_mnist': _IdxData('Fashion-MNIST', ('fashion-mnist', 'FashionMNIST/raw'), (
+    'fashion_mnist': _IdxData('Fashion-MNIST', ('FashionMNIST/raw', 'fashion-mnist'), (
         'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/',
     ), dict(zip(_BYTES, (
         'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
@@ -209,7 +209,7 @@ def _get_idx(
 ) -> tuple[Tensor, Tensor]:
     "Get images (N, 784) and labels (N,) from two idx files."
     data = _IDX_DATA[name]
-    cache = _cache_dir()/data.folders[0]
+    cache = _cache_dir()/data.folders[-1]
     if path is None: _remove_stale(cache)
     files = _find(data, names, path)
     why = ''
@@ -232,12 +232,12 @@ def _not_found(name:str, names:tuple[str, str], path:str|Path|None) -> str:
     is_test = names == _TEST_FILES
     where = "on this machine, and was not downloaded" if path is None else f"in {path}"
     call = f"get_{'test_'*is_test}data({name!r})"
-    folder = 'a folder' if '.' in data.folders else f'a folder {data.folders[0]}'
+    folder = 'a folder' if '.' in data.folders else f'a folder {data.folders[-1]}'
     outer = 'that folder' if '.' in data.folders else 'the folder around it'
     ways = [f"put {names[0]}.gz and {names[1]}.gz into {folder}, "
             f"and set MINIFASTAI_DATA to {outer}, or pass it as path=...",
             f"on a machine that can reach {data.mirrors[0]}, call {call} once: "
-            f"it downloads the files into {_cache_dir()/data.folders[0]}"]
+            f"it downloads the files into {_cache_dir()/data.folders[-1]}"]
     if not is_test:
         ways.append("use scikit-learn's digits instead: get_data('digits'), "
                     "or set MINIFASTAI_DATASET=digits")

@@ -245,6 +245,9 @@ def test_fashion_mnist_has_folders_of_its_own(tiny_mnist, tmp_path, monkeypatch)
     assert torch.equal(get(path=own)[0], get()[0])
     assert find_mnist()[IMAGES].parent == flat
     assert get_test_data('fashion_mnist')[0].shape == (20, 784)
+    put(fashion, flat)   # MNIST's own folder comes before files that lie beside it
+    put(tiny_mnist, flat/'mnist')
+    assert find_mnist()[IMAGES].parent.name == 'mnist'
     put(fashion, tmp_path/'other'/'FashionMNIST'/'raw')
     assert torch.equal(get(path=tmp_path/'other')[0], get()[0])
     with pytest.raises(FileNotFoundError, match='a folder fashion-mnist'): get(path=tmp_path/'no')
