@@ -101,14 +101,15 @@ def get_files(
     if recurse: return sorted(_walk(path, wanted, include))
     return sorted(path/o.name for o in os.scandir(path) if o.is_file() and wanted(o.name))
 
-# %% ../nbs/10_data_block.ipynb #82a1cdb7
+# %% ../nbs/10_data_block.ipynb #5c25d5c5
 class ItemError(ValueError):
     "An item that can't be opened, transformed, labelled or put into a batch; it's named."
 
 class ItemList(ListContainer):
     """Items that are got when you index them, and then go through transforms.
 
-    An index that is a slice, a list or a mask gives a list. An error of an item names the item."""
+    An index that is a slice, a list or a mask gives a list. Iterating gives the items themselves,
+    such as file names. If an item can't be opened or transformed, an `ItemError` names it."""
     def __init__(self,
         items, # One thing, or an iterable of things, such as file names
         path:str|Path='.', # Where they come from
@@ -147,8 +148,6 @@ class ItemList(ListContainer):
         several = isinstance(idx, (slice, list, tuple)) or getattr(idx, 'ndim', 0) > 0
         return [self._get(o) for o in found] if several else self._get(found)
 
-    def __iter__(self): return (self._get(o) for o in self.items)
-
     def __repr__(self):
         n, here = len(self), f'{self.path}{os.sep}'
         shown = [str(o).removeprefix(here) for o in self.items[:5]] + ['...']*(n > 5)
@@ -172,7 +171,7 @@ def name_of(
     if isinstance(f, partial): f = f.func
     return getattr(f, '__name__', type(f).__name__)
 
-# %% ../nbs/10_data_block.ipynb #6a65d1d1
+# %% ../nbs/10_data_block.ipynb #bada33a4
 def _pil():
     "Import Pillow, or say how to get it."
     try: from PIL import Image, ImageOps, __version__
@@ -207,7 +206,8 @@ class ImageList(ItemList):
         Image, ImageOps, _ = _pil()
         with Image.open(io.BytesIO(fn.read_bytes()) if hasattr(fn, 'read_bytes') else fn) as img:
             img.load()
-            ImageOps.exif_transpose(img, in_place=True)
+            try: ImageOps.exif_transpose(img, in_place=True)
+            except Exception as e: warnings.warn(f"{fn}: its EXIF data can't be read: {e}")
         return img
 
 # %% ../nbs/10_data_block.ipynb #e676e304
@@ -228,7 +228,7 @@ class Transform:
         settings = [f'{k}={v!r}' for k, v in vars(self).items() if k[0] != '_']
         return f"{type(self).__name__}({', '.join(settings)})"
 
-# %% ../nbs/10_data_block.ipynb #acfe89da
+# %% ../nbs/10_data_block.ipynb #fad33339
 def make_rgb(
     item, # A PIL image
 ): # A PIL image of mode RGB
@@ -236,7 +236,7 @@ def make_rgb(
 
     Transparent parts become white, and 16-bit grey is scaled to 8 bits instead of being cut off."""
     Image = _pil()[0]
-    if item.mode == 'RGB': return item
+    if item.mode == 'RGB' and 'transparency' not in item.info: return item
     if item.mode.startswith('I'):
         item = Image.fromarray((np.asarray(item).astype(np.float32)/257).round().astype(np.uint8))
     elif item.mode == 'F': raise ValueError("float pixels have no fixed range: scale them to 0-255")
@@ -380,7 +380,7 @@ class Processor:
 
     def __repr__(self): return f'{type(self).__name__}()'
 
-# %% ../nbs/10_data_block.ipynb #caf9590d
+# %% ../nbs/10_data_block.ipynb #d268414a
 class _UnknownLabel(ValueError):
     "A label that isn't in the vocabulary, and which item has it."
     def __init__(self, said, i=0):
@@ -432,8 +432,8 @@ class CategoryProcessor(Processor):
 
     def __repr__(self):
         if self.vocab is None: return f'{type(self).__name__}(no vocabulary yet)'
-        shown = some_of(list(map(str, self.vocab)), 10)
-        return f"{type(self).__name__}({len(self.vocab)} classes: {shown})"
+        shown = [str(o) for o in self.vocab[:10]] + ['...']*(len(self.vocab) > 10)
+        return f"{type(self).__name__}({len(self.vocab)} classes: {', '.join(shown)})"
 
 # %% ../nbs/10_data_block.ipynb #8152b565
 def parent_labeler(
@@ -454,7 +454,7 @@ def _labels(items:list, f:Callable) -> list:
         labels.append(label)
     return labels
 
-# %% ../nbs/10_data_block.ipynb #43394ec7
+# %% ../nbs/10_data_block.ipynb #dead87a2
 class LabeledData:
     "Items and their labels, as far as a model is concerned: `x` and `y`."
     def __init__(self,
@@ -526,8 +526,8 @@ class LabeledData:
     def items(self) -> list: return self.x.items
 
     def __repr__(self):
-        counts = Counter(o for o in self.y.items if isinstance(o, int)).values()
-        per = f', with {min(counts)} to {max(counts)} items' if counts else ''
+        n = Counter(o for o in self.y.items if isinstance(o, int)).values()
+        per = f' of {min(n)} to {max(n)} items each' if n else ''
         procs = ', '.join(map(repr, listify(self.proc_y)))
         labels = f'Labels: {procs}{per}\n' if procs else ''
         return f'{type(self).__name__}\nx: {self.x}\ny: {self.y}\n{labels}'

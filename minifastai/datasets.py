@@ -556,7 +556,7 @@ def _cifar_jpeg(name:str, content:bytes) -> tuple[np.ndarray, np.ndarray]:
     x = np.asarray(Image.open(io.BytesIO(content)).convert('RGB')).transpose(2, 0, 1)
     return x[None], np.array([name.split('/')[-2]])
 
-# %% ../nbs/10_data_block.ipynb #ebf6833c
+# %% ../nbs/10_data_block.ipynb #0844cef2
 def _contents(path:Path) -> Iterator[tuple[str, bytes]]:
     "Go through the files in a folder or archive, sorted by name."
     if path.is_dir():
@@ -566,6 +566,8 @@ def _contents(path:Path) -> Iterator[tuple[str, bytes]]:
     with _opened_tar(path) as tar:   # once through, because a compressed file can't go back
         found = {m.name: tar.extractfile(m).read() for m in _members(tar, path, 10**5, 2**30)}
     yield from sorted(found.items())
+
+_CIFAR_SIZES = dict(train=50_000, test=10_000)
 
 def get_cifar10(
     name:str='cifar10', # Or `'cifar10_jpeg75'`, a copy that JPEG has changed a little
@@ -583,14 +585,14 @@ def get_cifar10(
         if file.endswith('.jpg'): parts[part].append(_cifar_jpeg(file, content))
         elif '_batch' in file: parts[part].append(_cifar_batch(file, content))
     found = []
-    for part, n in dict(train=50_000, test=10_000).items():
+    for part, n in _CIFAR_SIZES.items():
         xs, ys = zip(*parts[part]) if parts[part] else ([np.empty((0, 3, 32, 32))], [np.empty(0)])
         x, y = np.concatenate(xs), np.unique(np.concatenate(ys), return_inverse=True)[1]
         if len(x) != n: raise ValueError(f"{where} has {len(x):,} of {n:,} {part} images")
         found += [torch.from_numpy(x), torch.from_numpy(y).long()]
     return tuple(found)   # type: ignore
 
-# %% ../nbs/10_data_block.ipynb #3926e2af
+# %% ../nbs/10_data_block.ipynb #37ce84f4
 def write_digits(
     folder:str|Path, # A new folder
 ) -> Path: # The folder
@@ -617,7 +619,7 @@ def get_patches(
     from sklearn.datasets import load_sample_images
     photos = [torch.from_numpy(im.copy()).permute(2, 0, 1) for im in load_sample_images().images]
     g = torch.Generator().manual_seed(seed)
-    found = []
+    found:list[Tensor] = []
     for part, k in ((slice(0, 480), n), (slice(480, 640), n//4)):
         y = torch.arange(k) % 2
         sides = [photo[:, :, part] for photo in photos]
