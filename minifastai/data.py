@@ -219,21 +219,32 @@ def _as_rows(ds): return _TensorRows(ds) if type(ds) is TensorDataset else ds
 
 # %% ../nbs/00_data.ipynb #27ce0456
 class DataBunch:
-    """Training batches, validation batches, and the number of classes.
+    """Training batches, validation batches, and the numbers of classes and of channels.
 
-    If a batch is a tuple or list, its last element is the target. Each epoch iterates over the
-    loaders anew. If a tensor has a NaN, an infinity or a label outside 0 to `c`-1, a `ValueError`
-    names the first such item."""
+    The number of classes is both `c` and `c_out`. If a batch is a tuple or list, its last element
+    is the target. Each epoch iterates over the loaders anew. If a tensor has a NaN, an infinity or
+    a label outside 0 to `c`-1, a `ValueError` names the first such item."""
     def __init__(self,
         train_dl,        # Training batches: a `DataLoader`, or any iterable of batches
         valid_dl=None,   # Validation batches; None for no validation
         c:int|None=None, # Number of classes
+        *,
+        c_in:int|None=None,  # Channels of the images; the colour network of chapter 10 needs it
+        c_out:int|None=None, # Another name for `c`
     ):
+        if None not in (c, c_out) and c != c_out:
+            raise ValueError(f"DataBunch: c is {c} and c_out is {c_out}, but both are the number "
+                             "of classes: pass one of them")
+        c = c_out if c is None else c
         for what, dl in (('train_dl', train_dl), ('valid_dl', valid_dl)):
             if dl is None and what == 'valid_dl': continue
             _check_loader(what, dl)
             _check_items(what, getattr(dl, 'dataset', None), c)
-        self.train_dl, self.valid_dl, self.c = train_dl, valid_dl, c
+        self.train_dl, self.valid_dl = train_dl, valid_dl
+        self.c, self.c_in = c, c_in
+
+    @property
+    def c_out(self): return self.c
 
     @property
     def train_ds(self): return _passed(self.train_dl)
@@ -243,6 +254,7 @@ class DataBunch:
 
     def __repr__(self):
         c = '' if self.c is None else f', c={self.c}'
+        if self.c_in is not None: c = f', c_in={self.c_in}' + c.replace('c=', 'c_out=')
         train, valid = _summary(self.train_dl), _summary(self.valid_dl)
         return f"DataBunch(train_dl: {train}, valid_dl: {valid}{c})"
 
