@@ -29,11 +29,15 @@ __all__ = ['math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'A
            'ItemList', 'label_by_func', 'LabeledData', 'make_rgb', 'MakeRGB', 'model_summary',
            'norm_imagenette', 'normalize_chan', 'parent_labeler', 'Processor', 'random_splitter',
            'ResizeFixed', 'setify', 'show_batch', 'show_image', 'split_by_func', 'SplitData',
-           'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify', 'AverageWeightsCallback',
-           'Crop', 'Recipe', 'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError',
-           'find_checkpoint', 'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
-           'TerminateOnNaNCallback', 'keep_freed_memory', 'load_run', 'minifastai_lr_find',
-           'minifastai_train', 'Prediction', 'TrainedRun']
+           'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify', 'adam_opt', 'adam_step',
+           'AverageGrad', 'AverageSqrGrad', 'debias', 'l2_reg', 'lamb', 'lamb_step', 'lars',
+           'lars_step', 'lin_comb', 'momentum_step', 'Optimizer', 'sgd_mom_opt', 'sgd_opt',
+           'sgd_step', 'Stat', 'StatefulOptimizer', 'StepCount', 'weight_decay',
+           'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES', 'Checkpoint',
+           'CheckpointCallback', 'CheckpointError', 'find_checkpoint', 'FolderInUseError',
+           'EarlyStoppingCallback', 'first_not_finite', 'TerminateOnNaNCallback',
+           'keep_freed_memory', 'load_run', 'minifastai_lr_find', 'minifastai_train', 'Prediction',
+           'TrainedRun']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -95,6 +99,10 @@ from .data_block import (
     label_by_func, LabeledData, make_rgb, MakeRGB, model_summary, norm_imagenette, normalize_chan,
     parent_labeler, Processor, random_splitter, ResizeFixed, setify, show_batch, show_image,
     split_by_func, SplitData, to_byte_tensor, to_float_tensor, Transform, uniqueify)
+from .optimizers import (
+    adam_opt, adam_step, AverageGrad, AverageSqrGrad, debias, l2_reg, lamb, lamb_step, lars,
+    lars_step, lin_comb, momentum_step, Optimizer, sgd_mom_opt, sgd_opt, sgd_step, Stat,
+    StatefulOptimizer, StepCount, weight_decay)
 from .recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
 from .checkpoint import (
     Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint, FolderInUseError)
@@ -140,6 +148,9 @@ _all_ = [
     'norm_imagenette', 'normalize_chan', 'parent_labeler', 'Processor', 'random_splitter',
     'ResizeFixed', 'setify', 'show_batch', 'show_image', 'split_by_func', 'SplitData',
     'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify',
+    'adam_opt', 'adam_step', 'AverageGrad', 'AverageSqrGrad', 'debias', 'l2_reg', 'lamb',
+    'lamb_step', 'lars', 'lars_step', 'lin_comb', 'momentum_step', 'Optimizer', 'sgd_mom_opt',
+    'sgd_opt', 'sgd_step', 'Stat', 'StatefulOptimizer', 'StepCount', 'weight_decay',
     'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
     'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',

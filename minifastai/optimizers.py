@@ -403,7 +403,7 @@ class _Groups(optim.Optimizer):
         return [(p, hypers) for pg, hypers in zip(self.param_groups, self.hypers)
                 for p in pg['params'] if p.grad is not None]
 
-# %% ../nbs/11_optimizers.ipynb #922f22a9
+# %% ../nbs/11_optimizers.ipynb #03a2fc98
 def _for(f:Callable, skip:int, values:dict) -> dict:
     "Choose the values that a function takes."
     names, takes_all = _takes(f, skip)
@@ -418,36 +418,39 @@ def _form_for_many(part) -> Callable|None:
              for k in ('update', '_foreach')}
     return many if owner['_foreach'] <= owner['update'] else None
 
-def _call_stepper(f:Callable, ps:list, states:list[dict], hypers:dict):
-    "Call a stepper for several parameters."
-    many = _form_for_many(f)
-    if many is not None: return many(ps, states, **hypers)
-    early = _attr(f, '_before_stats', False)
-    for p, state in zip(ps, states):
-        if early: p.grad = p.grad.clone()   # the original comes back after the step
-        f(p, **_for(f, 1, hypers | state))
-
-def _call_stat(stat, ps:list, states:list[dict], hypers:dict):
+# %% ../nbs/11_optimizers.ipynb #998b60c9
+def _call_stat(stat, ps:list, grads:list, states:list[dict], hypers:dict):
     "Update the states of several parameters."
     many = _form_for_many(stat)
-    if many is not None: return many(ps, states, **hypers)
+    if many is not None: return many(ps, grads, states, **hypers)
     chosen = _for(type(stat).update, 3, hypers)
-    for p, state in zip(ps, states):
-        new = stat.update(p, state, **chosen)
+    for p, grad, state in zip(ps, grads, states):
+        own, p.grad = p.grad, grad
+        try: new = stat.update(p, state, **chosen)
+        finally: p.grad = own
         if new is not None and new is not state: state |= new
 
-# %% ../nbs/11_optimizers.ipynb #c74cac31
+def _call_stepper(f:Callable, ps:list, grads:list, states:list[dict], hypers:dict):
+    "Call a stepper for several parameters; if it changes gradients, put the new ones into `grads`."
+    many = _form_for_many(f)
+    if many is not None: return many(ps, grads, states, **hypers)
+    early = _attr(f, '_before_stats', False)
+    for i, (p, state) in enumerate(zip(ps, states)):
+        own, p.grad = p.grad, grads[i].clone() if early else grads[i]
+        try:
+            f(p, **_for(f, 1, hypers | state))
+            grads[i] = p.grad
+        finally: p.grad = own
+
+# %% ../nbs/11_optimizers.ipynb #a7a6aa59
 def _step(opt:_Groups, ps:list, states:list[dict], hypers:dict):
     "Do a step for parameters of one type on one device."
+    grads = [p.grad for p in ps]
     early = [f for f in opt.steppers if _attr(f, '_before_stats', False)]
-    grads = [p.grad for p in ps] if early else []
-    try:
-        for f in early: _call_stepper(f, ps, states, hypers)
-        for stat in opt.stats: _call_stat(stat, ps, states, hypers)
-        for f in opt.steppers:
-            if f not in early: _call_stepper(f, ps, states, hypers)
-    finally:
-        for p, grad in zip(ps, grads): p.grad = grad
+    for f in early: _call_stepper(f, ps, grads, states, hypers)
+    for stat in opt.stats: _call_stat(stat, ps, grads, states, hypers)
+    for f in opt.steppers:
+        if f not in early: _call_stepper(f, ps, grads, states, hypers)
 
 def _alike(ps:list) -> Iterable[list]:
     "Divide parameters into lists of one type on one device."
@@ -550,7 +553,7 @@ class StatefulOptimizer(Optimizer):
                 for k, value in stat.init_state(p).items(): state.setdefault(k, value)
         return states
 
-# %% ../nbs/11_optimizers.ipynb #51819a73
+# %% ../nbs/11_optimizers.ipynb #c80d28af
 def _foreach(part) -> Callable:
     "Make a decorator that notes a function as a stepper's or a stat's form for many parameters."
     def note(many):
@@ -559,50 +562,47 @@ def _foreach(part) -> Callable:
     return note
 
 @_foreach(sgd_step)
-def _sgd_many(ps, states, lr, **kwargs):
-    torch._foreach_add_(ps, [p.grad for p in ps], alpha=-lr)
+def _sgd_many(ps, grads, states, lr, **kwargs):
+    torch._foreach_add_(ps, grads, alpha=-lr)
 
 @_foreach(momentum_step)
-def _momentum_many(ps, states, lr, **kwargs):
+def _momentum_many(ps, grads, states, lr, **kwargs):
     torch._foreach_add_(ps, [s['grad_avg'] for s in states], alpha=-lr)
 
 @_foreach(weight_decay)
-def _decay_many(ps, states, lr, wd, **kwargs):
+def _decay_many(ps, grads, states, lr, wd, **kwargs):
     if wd: torch._foreach_mul_(ps, 1 - lr*wd)
 
 @_foreach(l2_reg)
-def _l2_many(ps, states, wd, **kwargs):
-    if not wd: return
-    grads = torch._foreach_add([p.grad for p in ps], ps, alpha=wd)
-    for p, grad in zip(ps, grads): p.grad = grad
+def _l2_many(ps, grads, states, wd, **kwargs):
+    if wd: grads[:] = torch._foreach_add(grads, ps, alpha=wd)
 
-# %% ../nbs/11_optimizers.ipynb #0541fbce
+# %% ../nbs/11_optimizers.ipynb #dfb66240
 @_foreach(AverageGrad)
-def _average_many(stat, ps, states, mom, **kwargs):
-    if stat.first_grad and any('mom_damp' not in s for s in states):
-        for p, state in zip(ps, states): stat.update(p, state, mom)
-        return
-    averages, grads = [s['grad_avg'] for s in states], [p.grad for p in ps]
+def _average_many(stat, ps, grads, states, mom, **kwargs):
+    averages = [s['grad_avg'] for s in states]
+    new = [i for i, s in enumerate(states) if stat.first_grad and 'mom_damp' not in s]
     damp = stat._damp(mom)
     if damp == 1 - mom: torch._foreach_lerp_(averages, grads, damp)
     else:
         torch._foreach_mul_(averages, mom)
         torch._foreach_add_(averages, grads, alpha=damp)
+    for i in new: averages[i].copy_(grads[i])
     for s in states: s['mom_damp'] = damp
 
 @_foreach(AverageSqrGrad)
-def _squares_many(stat, ps, states, sqr_mom, **kwargs):
-    averages, grads = [s['sqr_avg'] for s in states], [p.grad for p in ps]
+def _squares_many(stat, ps, grads, states, sqr_mom, **kwargs):
+    averages = [s['sqr_avg'] for s in states]
     damp = 1 - sqr_mom if stat.dampening else 1.
     torch._foreach_mul_(averages, sqr_mom)
     torch._foreach_addcmul_(averages, grads, grads, damp)
     for s in states: s['sqr_damp'] = damp
 
 @_foreach(StepCount)
-def _count_many(stat, ps, states, **kwargs):
+def _count_many(stat, ps, grads, states, **kwargs):
     for s in states: s['step'] += 1
 
-# %% ../nbs/11_optimizers.ipynb #e0d42903
+# %% ../nbs/11_optimizers.ipynb #e1b42868
 def _adam_parts(states, mom, sqr_mom, eps) -> tuple[list, list, list]:
     "Adam's averages, what to divide them by, and the sums of the averages' weights."
     biases = [debias(mom, s['mom_damp'], s['step']) for s in states]
@@ -613,11 +613,11 @@ def _adam_parts(states, mom, sqr_mom, eps) -> tuple[list, list, list]:
     return [s['grad_avg'] for s in states], list(below), biases
 
 @_foreach(adam_step)
-def _adam_many(ps, states, lr, mom, sqr_mom, eps, **kwargs):
+def _adam_many(ps, grads, states, lr, mom, sqr_mom, eps, **kwargs):
     averages, below, biases = _adam_parts(states, mom, sqr_mom, eps)
     torch._foreach_addcdiv_(ps, averages, below, [-lr/bias for bias in biases])
 
-# %% ../nbs/11_optimizers.ipynb #9c56f1d5
+# %% ../nbs/11_optimizers.ipynb #07af8090
 def _rates(ps, others, eta=1., wd=0.) -> list:
     "Compute `eta*|p|/(|other| + wd*|p|)` for each pair, or 1 if one of the two norms is 0."
     norm, other = torch.stack(torch._foreach_norm(ps)), torch.stack(torch._foreach_norm(others))
@@ -625,14 +625,13 @@ def _rates(ps, others, eta=1., wd=0.) -> list:
     return list(torch.where(both, eta*norm/(other + wd*norm), torch.ones_like(norm)))
 
 @_foreach(lars_step)
-def _lars_many(ps, states, wd, eta, **kwargs):
-    old = [p.grad for p in ps]
-    grads = torch._foreach_add(old, ps, alpha=wd)
-    torch._foreach_mul_(grads, _rates(ps, old, eta, wd))
-    for p, grad in zip(ps, grads): p.grad = grad
+def _lars_many(ps, grads, states, wd, eta, **kwargs):
+    rates = _rates(ps, grads, eta, wd)
+    grads[:] = torch._foreach_add(grads, ps, alpha=wd)
+    torch._foreach_mul_(grads, rates)
 
 @_foreach(lamb_step)
-def _lamb_many(ps, states, lr, mom, sqr_mom, eps, wd, **kwargs):
+def _lamb_many(ps, grads, states, lr, mom, sqr_mom, eps, wd, **kwargs):
     averages, below, biases = _adam_parts(states, mom, sqr_mom, eps)
     torch._foreach_mul_(below, biases)
     updates = torch._foreach_div(averages, below)
