@@ -269,11 +269,14 @@ class _Hypers(MutableMapping):
         if k in self: return k
         raise KeyError(f"This optimizer has no hyperparameter {k!r}.{did_you_mean(str(k), self)}")
 
-# %% ../nbs/11_optimizers.ipynb #072c7a9c
+# %% ../nbs/11_optimizers.ipynb #1668d210
 def _as_groups(params) -> list:
     "List parameters, or groups of them: PyTorch's dictionaries, or the lesson's lists."
     if isinstance(params, Tensor):
         raise TypeError("An optimizer takes a list of parameters, not a tensor: write [p] for p")
+    if isinstance(params, set):
+        raise TypeError("An optimizer takes a list of parameters, not a set, because the order of "
+                        "a set differs from run to run")
     found = list(params)
     if not found:
         raise ValueError("The optimizer got no parameters. You can go through a generator such as "
@@ -283,13 +286,18 @@ def _as_groups(params) -> list:
     if named or isinstance(first, (Tensor, dict)) or not isinstance(first, Iterable): return found
     return [dict(params=list(group)) for group in found]
 
-# %% ../nbs/11_optimizers.ipynb #f1d72dfd
+# %% ../nbs/11_optimizers.ipynb #93740b88
+def _fixed(f:Callable) -> dict:
+    "The keywords that a `partial` has fixed."
+    return f.keywords if isinstance(f, partial) else {}
+
 @lru_cache(256)
 def _takes(f:Callable, skip:int=1) -> tuple[dict[str, bool], bool]:
     "List what a function takes after `skip` arguments: is each required? And are there `**kwargs`?"
     args = list(inspect.signature(f).parameters.values())[skip:]
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    names = {a.name: a.default is a.empty for a in args if a.kind not in variadic}
+    names = {a.name: a.default is a.empty for a in args
+             if a.kind not in variadic and a.name not in _fixed(f)}
     return names, any(a.kind is a.VAR_KEYWORD for a in args)
 
 def _attr(f, name:str, default=None):
@@ -297,7 +305,11 @@ def _attr(f, name:str, default=None):
     while isinstance(f, partial) and not hasattr(f, name): f = f.func
     return getattr(f, name, default)
 
-# %% ../nbs/11_optimizers.ipynb #08c4aa5f
+def _defaults_of(part) -> dict:
+    "The default values of a stepper's or stat's hyperparameters."
+    return {k: v for k, v in _attr(part, '_defaults', {}).items() if k not in _fixed(part)}
+
+# %% ../nbs/11_optimizers.ipynb #853d4938
 # what a hyperparameter has to be
 _BOUNDS:dict[str, tuple[Callable, str]] = {
     **dict.fromkeys(('lr', 'wd', 'eps', 'eta'), (lambda x: 0 <= x < math.inf, "at least 0")),
@@ -306,6 +318,12 @@ _BOUNDS:dict[str, tuple[Callable, str]] = {
 # what PyTorch itself writes into a parameter group
 _OF_PYTORCH = ('initial_lr', 'max_lr', 'min_lr', 'swa_lr', 'differentiable')
 
+def _closest(name:str, known:list[str]) -> str:
+    "Suggest a name that's like `name`, or that has the same words in another order."
+    for k in known:
+        if sorted(k.split('_')) == sorted(name.split('_')): return f" Did you mean {k!r}?"
+    return did_you_mean(name, known)
+
 def _check_values(who:str, hypers:dict, known:list[str]):
     "Raise an error for an unknown hyperparameter, or for a value that's out of bounds."
     for name, value in hypers.items():
@@ -313,7 +331,7 @@ def _check_values(who:str, hypers:dict, known:list[str]):
         if name not in known:
             if isinstance(value, str): continue   # a group's label
             raise TypeError(f"{who}: none of its steppers and stats takes {name!r}."
-                            f"{did_you_mean(name, known)} They take {', '.join(known)}")
+                            f"{_closest(name, known)} They take {', '.join(known)}")
         if name not in _BOUNDS: continue
         allowed, bounds = _BOUNDS[name]
         try: number = float(value)
@@ -321,7 +339,7 @@ def _check_values(who:str, hypers:dict, known:list[str]):
             raise TypeError(f"{who}: {name} has to be a number, not {value!r}") from None
         if not allowed(number): raise ValueError(f"{who}: {name} has to be {bounds}, not {value}")
 
-# %% ../nbs/11_optimizers.ipynb #14ddf183
+# %% ../nbs/11_optimizers.ipynb #aca392ce
 def _keeps(stat) -> tuple[str, ...]|None:
     "Name what a stat keeps in the state; None if it isn't one of ours, because we can't know."
     return vars(type(stat)).get('_keeps')
@@ -344,7 +362,7 @@ def _hyper_names(steppers:list, stats:list) -> list[str]:
     "List the hyperparameters that the parts of an optimizer take."
     kept = {k for stat in stats for k in _keeps(stat) or ()}
     names = ['lr']
-    for part in (*stats, *steppers): names += _attr(part, '_defaults', {})
+    for part in (*stats, *steppers): names += _defaults_of(part)
     for stat in stats: names += _takes(type(stat).update, 3)[0]
     for f in steppers: names += _takes(f)[0]
     return [k for k in dict.fromkeys(names) if k not in kept]
@@ -403,11 +421,12 @@ class _Groups(optim.Optimizer):
         return [(p, hypers) for pg, hypers in zip(self.param_groups, self.hypers)
                 for p in pg['params'] if p.grad is not None]
 
-# %% ../nbs/11_optimizers.ipynb #03a2fc98
+# %% ../nbs/11_optimizers.ipynb #78c7087b
 def _for(f:Callable, skip:int, values:dict) -> dict:
     "Choose the values that a function takes."
     names, takes_all = _takes(f, skip)
-    return values if takes_all else {k: v for k, v in values.items() if k in names}
+    if takes_all: return {k: v for k, v in values.items() if k not in _fixed(f)}
+    return {k: v for k, v in values.items() if k in names}
 
 def _form_for_many(part) -> Callable|None:
     "Find the form of a stepper or a stat for many parameters, unless a subclass has changed it."
@@ -479,7 +498,7 @@ def _check_state(opt:_Groups, state_dict:dict):
         raise ValueError(f"{type(opt).__name__}.load_state_dict: this state has no {what} "
                          f"{', '.join(sorted(lost))}, so another kind of optimizer has saved it")
 
-# %% ../nbs/11_optimizers.ipynb #5289b1b8
+# %% ../nbs/11_optimizers.ipynb #419c5590
 class Optimizer(_Groups):
     """A PyTorch optimizer that changes parameters by a list of steppers.
 
@@ -494,7 +513,7 @@ class Optimizer(_Groups):
         self.steppers = sorted(listify(steppers), key=lambda f: getattr(f, '_order', 0))
         _check_parts(type(self).__name__, self.steppers, self.stats)
         for part in (*self.stats, *self.steppers):
-            for k, value in _attr(part, '_defaults', {}).items(): defaults.setdefault(k, value)
+            for k, value in _defaults_of(part).items(): defaults.setdefault(k, value)
         super().__init__(_as_groups(params), defaults)
 
     def _states(self, ps:list) -> list[dict]: return [{} for _ in ps]
@@ -518,6 +537,10 @@ class Optimizer(_Groups):
     def load_state_dict(self, state_dict):
         _check_state(self, state_dict)
         super().load_state_dict(state_dict)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.defaults.pop('differentiable', None)   # PyTorch adds it, and no stepper takes it
 
     def __getstate__(self):
         return super().__getstate__() | dict(steppers=self.steppers, stats=self.stats)
