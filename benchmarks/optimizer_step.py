@@ -74,7 +74,8 @@ def clock(makers, shapes, n) -> list[float]:
 def main():
     print(f"{where()}; a step, times that of PyTorch's optimizer")
     for what, (shapes, n) in PARAMETERS.items():
-        print(f"{what}: {len(shapes)} parameters\n{'':14}{'ours':>11}{'/ foreach':>11}{'/ loop':>9}")
+        print(f"{what}: {len(shapes)} parameters")
+        print(f"{'':14}{'ours':>11}{'/ foreach':>11}{'/ loop':>9}")
         for name, (ours, theirs) in PAIRS.items():
             makers = ours, partial(theirs, foreach=True), partial(theirs, foreach=False)
             mine, foreach, loop = clock(makers, shapes, n)
