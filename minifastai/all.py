@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'Any', 'plt', 'np',
            'PIL', 'torch', 'F', 'nn', 'optim', 'tensor', 'init', 'camel2snake', 'listify',
-           'datasets', 'archive_files', 'ArchiveFile', 'cache_dir', 'find_data', 'find_mnist',
-           'get_data', 'get_test_data', 'parse_idx', 'unpack', 'untar_data', 'URLs', 'DataBunch',
-           'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images', 'Callback',
-           'CancelBatchException', 'CancelEpochException', 'CancelException',
+           'datasets', 'archive_files', 'ArchiveFile', 'cache_dir', 'data_path', 'find_data',
+           'find_mnist', 'get_cifar10', 'get_data', 'get_patches', 'get_test_data',
+           'IMAGENETTE_CLASSES', 'parse_idx', 'unpack', 'untar_data', 'URLs', 'write_digits',
+           'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
+           'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
            'CancelTrainException', 'EVENTS', 'SEAMS', 'call_model', 'predict', 'split_batch',
            'create_learner', 'get_model', 'Learner', 'Runner', 'TrainEvalCallback', 'accuracy',
            'AvgStats', 'AvgStatsCallback', 'metric_mode', 'ProgressCallback', 'AccumulateCallback',
@@ -24,9 +25,10 @@ __all__ = ['math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'A
            'conv_layer', 'get_norm', 'GroupNorm', 'InstanceNorm', 'LayerNorm', 'plot_norms',
            'RunningBatchNorm', 'affine', 'affine_tfms', 'AugmentCallback', 'identity',
            'random_affine', 'shift_tfms', 'TTA', 'res_layer', 'ResBlock', 'CategoryProcessor',
-           'compose', 'databunchify', 'find_modules', 'get_batch', 'get_files',
-           'grandparent_splitter', 'image_extensions', 'ImageList', 'is_lin_layer', 'ItemError',
-           'ItemList', 'label_by_func', 'LabeledData', 'make_rgb', 'MakeRGB', 'model_summary',
+           'compose', 'course_splitter', 'databunchify', 'decode', 'decoded', 'DecodedData',
+           'find_modules', 'get_batch', 'get_files', 'get_imagenette', 'grandparent_splitter',
+           'image_extensions', 'ImageList', 'is_lin_layer', 'ItemError', 'ItemList',
+           'label_by_func', 'LabeledData', 'make_rgb', 'MakeRGB', 'model_summary',
            'norm_imagenette', 'normalize_chan', 'parent_labeler', 'Processor', 'random_splitter',
            'ResizeFixed', 'setify', 'show_batch', 'show_image', 'split_by_func', 'SplitData',
            'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify', 'adam_opt', 'adam_step',
@@ -59,9 +61,10 @@ from torch.nn import init
 
 from .utils import camel2snake, listify
 from . import datasets
-from .datasets import (
-    archive_files, ArchiveFile, cache_dir, find_data, find_mnist, get_data, get_test_data,
-    parse_idx, unpack, untar_data, URLs)
+from minifastai.datasets import (
+    archive_files, ArchiveFile, cache_dir, data_path, find_data, find_mnist, get_cifar10, get_data,
+    get_patches, get_test_data, IMAGENETTE_CLASSES, parse_idx, unpack, untar_data, URLs,
+    write_digits)
 from .data import (
     DataBunch, Dataset, get_dls, normalize, normalize_to, show_images)
 from minifastai.callbacks import (
@@ -94,7 +97,8 @@ from .augment import (
     affine, affine_tfms, AugmentCallback, identity, random_affine, shift_tfms, TTA)
 from .resnet import res_layer, ResBlock
 from .data_block import (
-    CategoryProcessor, compose, databunchify, find_modules, get_batch, get_files,
+    CategoryProcessor, compose, course_splitter, databunchify, decode, decoded, DecodedData,
+    find_modules, get_batch, get_files, get_imagenette,
     grandparent_splitter, image_extensions, ImageList, is_lin_layer, ItemError, ItemList,
     label_by_func, LabeledData, make_rgb, MakeRGB, model_summary, norm_imagenette, normalize_chan,
     parent_labeler, Processor, random_splitter, ResizeFixed, setify, show_batch, show_image,
@@ -115,8 +119,9 @@ _all_ = [
     'math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'Any', 'plt', 'np', 'PIL',
     'torch', 'F', 'nn', 'optim', 'tensor', 'init',
     'camel2snake', 'listify',
-    'datasets', 'archive_files', 'ArchiveFile', 'cache_dir', 'find_data', 'find_mnist', 'get_data',
-    'get_test_data', 'parse_idx', 'unpack', 'untar_data', 'URLs',
+    'datasets', 'archive_files', 'ArchiveFile', 'cache_dir', 'data_path', 'find_data', 'find_mnist',
+    'get_cifar10', 'get_data', 'get_patches', 'get_test_data', 'IMAGENETTE_CLASSES', 'parse_idx',
+    'unpack', 'untar_data', 'URLs', 'write_digits',
     'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
     'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
     'CancelTrainException', 'EVENTS', 'SEAMS',
@@ -142,7 +147,9 @@ _all_ = [
     'affine', 'affine_tfms', 'AugmentCallback', 'identity', 'random_affine', 'shift_tfms',
     'TTA',
     'res_layer', 'ResBlock',
-    'CategoryProcessor', 'compose', 'databunchify', 'find_modules', 'get_batch', 'get_files',
+    'CategoryProcessor', 'compose', 'course_splitter', 'databunchify', 'decode', 'decoded',
+    'DecodedData',
+    'find_modules', 'get_batch', 'get_files', 'get_imagenette',
     'grandparent_splitter', 'image_extensions', 'ImageList', 'is_lin_layer', 'ItemError',
     'ItemList', 'label_by_func', 'LabeledData', 'make_rgb', 'MakeRGB', 'model_summary',
     'norm_imagenette', 'normalize_chan', 'parent_labeler', 'Processor', 'random_splitter',

@@ -119,7 +119,8 @@ def is_machinery(module, name) -> bool:
     if module in for_readers: return name not in for_readers[module]
     return name in ('RUN_ATTRS', 'shadows', 'cancel_rank', 'frozen_modules', 'counted',
                     'LossWeight', 'numbers_only', 'find_metric', 'set_setting', 'ratios_to_last',
-                    'check_settings', 'group_keys', 'check_batch', 'in_order', 'name_of')
+                    'check_settings', 'group_keys', 'check_batch', 'in_order', 'name_of',
+                    'Rows')
 
 
 def test_all_has_every_name():
