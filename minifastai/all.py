@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'Any', 'plt', 'np',
-           'PIL', 'torch', 'F', 'nn', 'optim', 'tensor', 'init', 'camel2snake', 'listify',
-           'datasets', 'archive_files', 'ArchiveFile', 'cache_dir', 'data_path', 'find_data',
-           'find_mnist', 'get_cifar10', 'get_data', 'get_patches', 'get_test_data',
+           'PIL', 'torch', 'F', 'nn', 'optim', 'tensor', 'init', 'test_eq', 'camel2snake',
+           'listify', 'datasets', 'archive_files', 'ArchiveFile', 'cache_dir', 'data_path',
+           'find_data', 'find_mnist', 'get_cifar10', 'get_data', 'get_patches', 'get_test_data',
            'IMAGENETTE_CLASSES', 'parse_idx', 'unpack', 'untar_data', 'URLs', 'write_digits',
            'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
            'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
@@ -56,6 +56,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from fastcore.test import test_eq
 from torch import nn, optim, tensor
 from torch.nn import init
 
@@ -117,7 +118,7 @@ from .cli import (
 
 _all_ = [
     'math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'Any', 'plt', 'np', 'PIL',
-    'torch', 'F', 'nn', 'optim', 'tensor', 'init',
+    'torch', 'F', 'nn', 'optim', 'tensor', 'init', 'test_eq',
     'camel2snake', 'listify',
     'datasets', 'archive_files', 'ArchiveFile', 'cache_dir', 'data_path', 'find_data', 'find_mnist',
     'get_cifar10', 'get_data', 'get_patches', 'get_test_data', 'IMAGENETTE_CLASSES', 'parse_idx',
