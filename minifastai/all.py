@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'Any', 'plt', 'np',
-           'PIL', 'torch', 'F', 'nn', 'optim', 'tensor', 'init', 'camel2snake', 'listify',
-           'datasets', 'archive_files', 'ArchiveFile', 'cache_dir', 'data_path', 'find_data',
-           'find_mnist', 'get_cifar10', 'get_data', 'get_patches', 'get_test_data',
+           'PIL', 'torch', 'F', 'nn', 'optim', 'tensor', 'init', 'test_eq', 'camel2snake',
+           'listify', 'datasets', 'archive_files', 'ArchiveFile', 'cache_dir', 'data_path',
+           'find_data', 'find_mnist', 'get_cifar10', 'get_data', 'get_patches', 'get_test_data',
            'IMAGENETTE_CLASSES', 'parse_idx', 'unpack', 'untar_data', 'URLs', 'write_digits',
            'DataBunch', 'Dataset', 'get_dls', 'normalize', 'normalize_to', 'show_images',
            'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelException',
@@ -31,11 +31,15 @@ __all__ = ['math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'A
            'label_by_func', 'LabeledData', 'make_rgb', 'MakeRGB', 'model_summary',
            'norm_imagenette', 'normalize_chan', 'parent_labeler', 'Processor', 'random_splitter',
            'ResizeFixed', 'setify', 'show_batch', 'show_image', 'split_by_func', 'SplitData',
-           'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify', 'AverageWeightsCallback',
-           'Crop', 'Recipe', 'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError',
-           'find_checkpoint', 'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
-           'TerminateOnNaNCallback', 'keep_freed_memory', 'load_run', 'minifastai_lr_find',
-           'minifastai_train', 'Prediction', 'TrainedRun']
+           'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify', 'adam_opt', 'adam_step',
+           'AverageGrad', 'AverageSqrGrad', 'debias', 'l2_reg', 'lamb', 'lamb_step', 'lars',
+           'lars_step', 'lin_comb', 'momentum_step', 'Optimizer', 'sgd_mom_opt', 'sgd_opt',
+           'sgd_step', 'Stat', 'StatefulOptimizer', 'StepCount', 'weight_decay',
+           'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES', 'Checkpoint',
+           'CheckpointCallback', 'CheckpointError', 'find_checkpoint', 'FolderInUseError',
+           'EarlyStoppingCallback', 'first_not_finite', 'TerminateOnNaNCallback',
+           'keep_freed_memory', 'load_run', 'minifastai_lr_find', 'minifastai_train', 'Prediction',
+           'TrainedRun']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -52,6 +56,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from fastcore.test import test_eq
 from torch import nn, optim, tensor
 from torch.nn import init
 
@@ -99,6 +104,10 @@ from .data_block import (
     label_by_func, LabeledData, make_rgb, MakeRGB, model_summary, norm_imagenette, normalize_chan,
     parent_labeler, Processor, random_splitter, ResizeFixed, setify, show_batch, show_image,
     split_by_func, SplitData, to_byte_tensor, to_float_tensor, Transform, uniqueify)
+from .optimizers import (
+    adam_opt, adam_step, AverageGrad, AverageSqrGrad, debias, l2_reg, lamb, lamb_step, lars,
+    lars_step, lin_comb, momentum_step, Optimizer, sgd_mom_opt, sgd_opt, sgd_step, Stat,
+    StatefulOptimizer, StepCount, weight_decay)
 from .recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
 from .checkpoint import (
     Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint, FolderInUseError)
@@ -109,7 +118,7 @@ from .cli import (
 
 _all_ = [
     'math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'Any', 'plt', 'np', 'PIL',
-    'torch', 'F', 'nn', 'optim', 'tensor', 'init',
+    'torch', 'F', 'nn', 'optim', 'tensor', 'init', 'test_eq',
     'camel2snake', 'listify',
     'datasets', 'archive_files', 'ArchiveFile', 'cache_dir', 'data_path', 'find_data', 'find_mnist',
     'get_cifar10', 'get_data', 'get_patches', 'get_test_data', 'IMAGENETTE_CLASSES', 'parse_idx',
@@ -147,6 +156,9 @@ _all_ = [
     'norm_imagenette', 'normalize_chan', 'parent_labeler', 'Processor', 'random_splitter',
     'ResizeFixed', 'setify', 'show_batch', 'show_image', 'split_by_func', 'SplitData',
     'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify',
+    'adam_opt', 'adam_step', 'AverageGrad', 'AverageSqrGrad', 'debias', 'l2_reg', 'lamb',
+    'lamb_step', 'lars', 'lars_step', 'lin_comb', 'momentum_step', 'Optimizer', 'sgd_mom_opt',
+    'sgd_opt', 'sgd_step', 'Stat', 'StatefulOptimizer', 'StepCount', 'weight_decay',
     'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
     'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',

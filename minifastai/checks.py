@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['suggest_event', 'check_callback', 'check_callback_maker', 'check_names', 'check_seams',
-           'gradients_anew', 'check_learner', 'grouped_params', 'needs_closure', 'warn_untrained',
-           'no_batches', 'check_fit', 'no_such_attribute', 'nothing_to_cancel', 'check_validate',
-           'check_loss', 'elementwise', 'check_shapes', 'explain']
+           'gradients_anew', 'check_learner', 'param_groups_of', 'grouped_params', 'needs_closure',
+           'warn_untrained', 'no_batches', 'check_fit', 'no_such_attribute', 'nothing_to_cancel',
+           'check_validate', 'check_loss', 'elementwise', 'check_shapes', 'explain']
 
 # %% ../nbs/modules/04c-checks.ipynb #2d70e568
 import difflib, inspect, operator, warnings
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
 from .batches import ignored_label, unwrapped
@@ -177,11 +178,20 @@ def check_learner(
                          "make the optimizer from model.parameters()")
 
 # %% ../nbs/04c_loop.ipynb #1bd17500
+def param_groups_of(
+    opt, # An optimizer
+) -> Sequence: # Empty for a wrapper without `param_groups`
+    "List the parameter groups of an optimizer, also of the lesson's own, as dictionaries."
+    groups = getattr(opt, 'param_groups', ())
+    if not groups or isinstance(groups[0], Mapping) or not hasattr(opt, 'hypers'): return groups
+    # lists of parameters, with the settings in `hypers`
+    return [ChainMap(hypers, dict(params=ps)) for hypers, ps in zip(opt.hypers, groups)]
+
 def grouped_params(
     opt, # An optimizer
 ) -> list[Tensor]: # Empty for a wrapper without `param_groups`
     "List the parameters that an optimizer changes."
-    return [p for pg in getattr(opt, 'param_groups', ()) for p in pg['params']]
+    return [p for pg in param_groups_of(opt) for p in pg['params']]
 
 def needs_closure(
     opt, # An optimizer

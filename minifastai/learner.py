@@ -24,7 +24,7 @@ from .callbacks import (
 from .checks import (
     check_callback_maker, check_fit, check_learner, check_loss, check_names, check_seams,
     check_shapes, check_validate, elementwise, explain, gradients_anew, needs_closure, no_batches,
-    no_such_attribute, nothing_to_cancel, warn_untrained)
+    no_such_attribute, nothing_to_cancel, param_groups_of, warn_untrained)
 from .data import DataBunch
 from .utils import (
     describe, detached, did_you_mean, fits_safetensors, kept_modes, listify, load_plain_state,
@@ -246,7 +246,7 @@ def _shown(o) -> str:
     "Describe a part of a learner in a few words."
     if isinstance(o, nn.Module): return f'{type(o).__name__} of {n_params(o):,} parameters'
     if isinstance(o, partial): o = o.func
-    groups = getattr(o, 'param_groups', ())
+    groups = param_groups_of(o)
     rates = [f"{float(pg['lr']):.3g}" for pg in groups if pg.get('lr') is not None]
     if rates: return f"{type(o).__name__} lr {', '.join(rates)}"
     return getattr(o, '__name__', type(o).__name__)

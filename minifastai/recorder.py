@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from .callbacks import Callback
+from .checks import param_groups_of
 from .metrics import AvgStatsCallback, numbers_only
 from .utils import stacked
 from .schedules import group_keys
@@ -32,7 +33,7 @@ class Recorder(Callback):
     _keys:Any = ()     # of the groups in `lrs`
 
     def begin_fit(self):
-        self._keys = group_keys(getattr(self.opt, 'param_groups', ()))
+        self._keys = group_keys(param_groups_of(self.opt))
         self.lrs = [[] for _ in self._keys]
         self.history = []
         self._losses = []
@@ -42,7 +43,7 @@ class Recorder(Callback):
         self._first = len(self._losses)
 
     def after_backward(self):
-        groups = getattr(self.run.opt, 'param_groups', ())
+        groups = param_groups_of(self.run.opt)
         # the keys of `group_keys`, in one go; an lr of None: the optimizer finds its own rate
         self._rates = {id((pg['params'] or [pg])[0]):
                        float(math.nan if pg['lr'] is None else pg['lr']) for pg in groups}

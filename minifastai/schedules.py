@@ -14,6 +14,7 @@ from functools import partial
 from torch import Tensor, optim
 from .utils import listify
 from .callbacks import Callback
+from .checks import param_groups_of
 from .learner import TrainEvalCallback
 from .metrics import AvgStatsCallback, find_metric, metric_mode
 
@@ -169,7 +170,7 @@ class ParamScheduler(Callback):
 
     def begin_fit(self):
         check_settings('ParamScheduler', self.opt)
-        groups = self.opt.param_groups
+        groups = param_groups_of(self.opt)
         if not callable(self.sched_funcs): self.sched_funcs = listify(self.sched_funcs)
         self._for_all = not isinstance(self.sched_funcs, list)
         self.scheds = [self.sched_funcs]*len(groups) if self._for_all else self.sched_funcs
@@ -183,7 +184,7 @@ class ParamScheduler(Callback):
         if not run.in_train: return
         if run.iters is None: raise ValueError(_NO_POSITION)
         pos = max(run.n_epochs - self._skipped, 0.)/run.epochs
-        groups = run.opt.param_groups
+        groups = param_groups_of(run.opt)
         keys = group_keys(groups)
         if keys != self._keys: self._follow(groups, keys, pos)
         for pg, sched, ratio in zip(groups, self.scheds, self.ratios):
@@ -229,7 +230,7 @@ def _check_scheds(scheds, pname:str, opt):
         raise ValueError(f"ParamScheduler got {len(scheds)} schedules for an optimizer with "
                          f"{len(opt.param_groups)} parameter groups. Pass a list with one for "
                          "each, or a single schedule without a list")
-    for pg in opt.param_groups:
+    for pg in param_groups_of(opt):
         if pname in pg: continue
         settings = ', '.join(k for k in pg if k != 'params')
         raise ValueError(f"ParamScheduler: {type(opt).__name__} has no setting {pname!r}; it has "

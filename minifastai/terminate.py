@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .utils import all_tensors, check_count, load_plain_state, map_tensors, plain_state
 from .batches import call_model
 from .callbacks import Callback, CancelTrainException
+from .checks import param_groups_of
 from .learner import TrainEvalCallback
 from .metrics import find_metric, metric_mode
 from .hooks import Hooks
@@ -107,7 +108,7 @@ class TerminateOnNaNCallback(Callback):
         self._end(f"the loss is {self.loss.item():.4g}, but gradients are not finite{where}")
 
     def _end(self, what:str):
-        rates = ', '.join(f"{float(pg['lr']):.4g}" for pg in getattr(self.opt, 'param_groups', ()))
+        rates = ', '.join(f"{float(pg['lr']):.4g}" for pg in param_groups_of(self.opt))
         phase = 'training' if self.in_train else 'validation'
         self.message = (f"Stopped in {phase}, epoch {self.epoch}, after {self.run.n_iter} steps, "
                         f"learning rate {rates}: {what}")
