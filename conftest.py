@@ -1,6 +1,6 @@
 """Makes each notebook of nbs/ one test, run as `nbdev-test` runs it.
 
-Cells that need MNIST or a GPU are run on machines that have them.
+Cells that need MNIST, Imagenette or a GPU are run on machines that have them.
 """
 import os
 import signal
@@ -20,11 +20,13 @@ def pytest_configure(config):
     """
     import torch
 
-    from minifastai.datasets import find_mnist
+    from minifastai.datasets import find_data, find_mnist
     wants_mnist = os.environ.get('MINIFASTAI_DATASET', 'mnist') == 'mnist'
     has_mnist = wants_mnist and bool(find_mnist())
     if not has_mnist: os.environ['MINIFASTAI_DATASET'] = 'digits'
-    config.nb_flags = ['mnist']*has_mnist + ['cuda']*torch.cuda.is_available()
+    has = dict(mnist=has_mnist, imagenette=bool(find_data('imagenette')),
+               cuda=torch.cuda.is_available())
+    config.nb_flags = [flag for flag in has if has[flag]]
     # a shell has programs in the background ignore Ctrl-C, of which several tests are
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +37,8 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     data = 'MNIST' if 'mnist' in config.nb_flags else 'embedded digits'
-    skipped = [flag for flag in ('mnist', 'cuda', 'slow') if flag not in config.nb_flags]
+    flags = ('mnist', 'imagenette', 'cuda', 'slow')
+    skipped = [flag for flag in flags if flag not in config.nb_flags]
     return f"data: {data}; cells left out: those flagged {', '.join(skipped)}"
 
 

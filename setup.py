@@ -8,9 +8,9 @@ parser = ConfigParser(delimiters=['='])
 parser.read(here/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 
-kinds = ('digits', 'dev', 'docs', 'browser', 'bench')
+kinds = ('digits', 'vision', 'dev', 'docs', 'browser', 'bench')
 extras = {kind: cfg[f'{kind}_requirements'].split() for kind in kinds}
-extras['dev'] += extras['digits']
+extras['dev'] += extras['digits'] + extras['vision']
 
 statuses = {
     '1': 'Planning',

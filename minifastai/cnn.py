@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Lambda', 'flatten', 'mnist_resize', 'conv2d', 'BatchTransformXCallback', 'view_tfm',
-           'get_cnn_layers', 'ImageSequential', 'get_cnn_model', 'get_runner']
+           'prev_pow_2', 'get_cnn_layers', 'ImageSequential', 'get_cnn_model', 'get_runner']
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #cbb6c4a1
 import math
@@ -111,6 +111,7 @@ def _first_image(data):
 
 def _image_channels(data) -> int:
     "Read off the data how many channels the images have: (C, H, W) has C, a row of pixels 1."
+    if getattr(data, 'c_in', None) is not None: return data.c_in
     try: image = _first_image(data)
     except (TypeError, KeyError, IndexError, AttributeError, NotImplementedError):
         raise ValueError("The data don't say how many channels the images have: "
@@ -134,6 +135,20 @@ def _check_channels(n_in, nfs) -> list[int]:
     images = "n_in, the images' number of channels, 1 for grey and 3 for colours,"
     return [check_count(images, n_in), *counts]
 
+def prev_pow_2(
+    x, # A number of at least 1
+) -> int: # Such as 16 for 27
+    "Find the largest power of two that isn't above `x`."
+    return 2**math.floor(math.log2(x))
+
+def _with_stem(counts:list[int], layer:Callable, **kwargs) -> list[nn.Module]:
+    "Make the convolutions for photographs: the channels grow slowly, in three small windows."
+    n = prev_pow_2(counts[0]*3*3)   # the first window sees that many numbers, or up to twice
+    counts = [counts[0], n, 2*n, 4*n, *counts[1:]]
+    strides = [1] + [2]*(len(counts) - 2)
+    return [layer(ni, nf, 3, stride=stride, **kwargs)
+            for ni, nf, stride in zip(counts, counts[1:], strides)]
+
 def get_cnn_layers(
     data:DataBunch,        # Has the number of classes, `c`, and the images
     nfs:Sequence[int],     # Channels of each convolution
@@ -142,13 +157,17 @@ def get_cnn_layers(
     n_in:int|None=None,    # Channels of the images; by default read off the data
     **kwargs,              # More arguments for `layer`
 ) -> list[nn.Module]: # The convolutions, an average over pixels, and a linear layer
-    "Make the layers of a convolutional network for images (N, n_in, H, W) of any size."
+    """Make the layers of a convolutional network for images (N, n_in, H, W) of any size.
+
+    If the data have a `c_in`, three more convolutions come first, as chapter 10 explains."""
     if not isinstance(data.c, int) or data.c < 1:
         raise ValueError(f"The data's number of classes is {data.c!r}. "
                          "Pass it to the data, for example DataBunch(train_dl, valid_dl, c=10)")
     nfs = _check_channels(_image_channels(data) if n_in is None else n_in, nfs)
-    sizes = [5] + [3]*(len(nfs) - 2)
-    convs = [layer(ni, nf, ks, **kwargs) for ni, nf, ks in zip(nfs, nfs[1:], sizes)]
+    if getattr(data, 'c_in', None) is not None: convs = _with_stem(nfs, layer, **kwargs)
+    else:
+        sizes = [5] + [3]*(len(nfs) - 2)
+        convs = [layer(ni, nf, ks, **kwargs) for ni, nf, ks in zip(nfs, nfs[1:], sizes)]
     return [*convs, nn.AdaptiveAvgPool2d(1), Lambda(flatten), nn.Linear(nfs[-1], data.c)]
 
 # %% ../nbs/06_cuda_cnn_hooks_init.ipynb #49703a97

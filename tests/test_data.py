@@ -59,7 +59,7 @@ def tiny_mnist(monkeypatch, tmp_path):
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     tiny = replace(datasets._IDX_DATA['mnist'], sha256=hashes)
     monkeypatch.setitem(datasets._IDX_DATA, 'mnist', tiny)
-    monkeypatch.setattr(datasets, '_cache_dir', lambda: tmp_path/'cache')
+    monkeypatch.setattr(datasets, 'cache_dir', lambda: tmp_path/'cache')
     monkeypatch.delenv('MINIFASTAI_DATA', raising=False)
     monkeypatch.delenv('MINIFASTAI_DATASET', raising=False)
     return files
@@ -191,7 +191,7 @@ def test_the_test_set_is_a_pair_of_its_own(mirrored, monkeypatch):
     assert x.shape == (20, 784)
     assert y.tolist() == list(range(10))*2
     # the training files were not asked for
-    assert names(datasets._cache_dir()) == sorted([f'{TEST_IMAGES}.gz', f'{TEST_LABELS}.gz'])
+    assert names(datasets.cache_dir()) == sorted([f'{TEST_IMAGES}.gz', f'{TEST_LABELS}.gz'])
     assert find_mnist() == {}
     monkeypatch.setenv('MINIFASTAI_DATASET', 'digits')
     with pytest.raises(ValueError, match='have a test set here'): get_test_data()
@@ -199,7 +199,7 @@ def test_the_test_set_is_a_pair_of_its_own(mirrored, monkeypatch):
 
 def test_search_order(tiny_mnist, tmp_path, monkeypatch):
     assert find_mnist() == {}
-    cached = put(tiny_mnist, datasets._cache_dir())
+    cached = put(tiny_mnist, datasets.cache_dir())
     assert find_mnist()[IMAGES].parent == cached
 
     setting = tmp_path/'set'
@@ -257,7 +257,7 @@ def test_fashion_mnist_is_downloaded_into_its_own_folder(server, tiny_mnist, mon
     data = replace(mnist(server('good')), title='Fashion-MNIST', folders=('fashion-mnist',))
     monkeypatch.setitem(datasets._IDX_DATA, 'fashion_mnist', data)
     get_data('fashion_mnist')
-    assert names(datasets._cache_dir()/'fashion-mnist') == TRAIN_GZ
+    assert names(datasets.cache_dir()/'fashion-mnist') == TRAIN_GZ
     assert find_mnist() == {}
 
 
@@ -317,7 +317,7 @@ def left_by_a_download(folder, seconds):
 
 def test_folders_of_killed_downloads_are_removed(mirrored):
     "Those of downloads that may still run are not"
-    cache = datasets._cache_dir()
+    cache = datasets.cache_dir()
     old = left_by_a_download(cache, 2*3600)
     young = left_by_a_download(cache, 60)
     long = left_by_a_download(cache, 3*3600)

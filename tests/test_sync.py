@@ -30,8 +30,8 @@ modules = sorted(p for p in package.glob('*.py') if not p.name.startswith('_'))
 # imports go from right to left
 CHAPTERS = ['utils', 'datasets', 'data', 'callbacks', 'batches', 'checks', 'learner', 'metrics',
             'progress', 'gradients', 'losses', 'schedules', 'recorder', 'lr_finder', 'device',
-            'cnn', 'init', 'hooks', 'activations', 'norms', 'augment', 'resnet', 'recipes',
-            'checkpoint', 'terminate', 'cli', 'all']
+            'cnn', 'init', 'hooks', 'activations', 'norms', 'augment', 'resnet', 'data_block',
+            'recipes', 'checkpoint', 'terminate', 'cli', 'all']
 SITE_WIDE = ('all',)
 
 
@@ -119,12 +119,14 @@ def is_machinery(module, name) -> bool:
     if module in for_readers: return name not in for_readers[module]
     return name in ('RUN_ATTRS', 'shadows', 'cancel_rank', 'frozen_modules', 'counted',
                     'LossWeight', 'numbers_only', 'find_metric', 'set_setting', 'ratios_to_last',
-                    'check_settings', 'group_keys')
+                    'check_settings', 'group_keys', 'check_batch', 'in_order', 'name_of',
+                    'Rows')
 
 
 def test_all_has_every_name():
     names = {name for module, name in exports() if not is_machinery(module, name)}
-    lesson = {'torch', 'nn', 'F', 'optim', 'init', 'tensor', 'partial', 'math', 're', 'plt'}
+    lesson = {'torch', 'nn', 'F', 'optim', 'init', 'tensor', 'partial', 'math', 're', 'plt', 'np',
+              'os', 'mimetypes', 'OrderedDict', 'Path', 'Any', 'PIL', 'datasets'}
     listed = exported('all')
     assert len(listed) == len(set(listed)), "a name stands twice in minifastai.all"
     missing = names - set(listed)
