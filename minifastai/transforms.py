@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['PilTransform', 'PilRandomFlip', 'PilRandomDihedral', 'process_sz', 'default_crop_size',
            'GeneralCrop', 'CenterCrop', 'RandomResizedCrop', 'crop_resize', 'random_resized_crop',
-           'MappedBatch', 'apply_maps', 'random_flip', 'random_dihedral', 'BatchTransforms']
+           'MappedBatch', 'apply_maps', 'random_flip', 'random_dihedral', 'BatchTransforms',
+           'find_coeffs', 'warp', 'PilTiltRandomCrop', 'perspective', 'random_perspective',
+           'random_lighting', 'RandomErasing']
 
 # %% ../nbs/12_transforms.ipynb #b4cb2780
 import math, random
@@ -487,3 +489,175 @@ class BatchTransforms:
     def __repr__(self):
         names = [getattr(_function(tfm), '__name__', repr(tfm)) for tfm in self.tfms]
         return f"BatchTransforms({', '.join(names)})"
+
+# %% ../nbs/12_transforms.ipynb #091bdd78
+def _solve_corners(points, sources) -> Tensor:
+    "Solve for the maps (N, 3, 3) that take four points each, (N, 4, 2), to their sources."
+    x, y = points.unbind(2)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    def equations(to, *row): return torch.stack([*row, -to*x, -to*y], 2)
+    to_x, to_y = sources.unbind(2)
+    matrix = torch.cat([equations(to_x, x, y, one, zero, zero, zero),
+                        equations(to_y, zero, zero, zero, x, y, one)], 1)
+    found, failed = torch.linalg.solve_ex(matrix, torch.cat([to_x, to_y], 1))
+    maps = torch.cat([found, torch.ones_like(found[:, :1])], 1).view(-1, 3, 3)
+    flat = maps.det().abs() < 1e-6*maps.norm(dim=2).prod(1)
+    if (flat | (failed != 0)).any():
+        raise ValueError("No map of perspective has these corners: three of the four are on one "
+                         "line")
+    return maps
+
+def find_coeffs(
+    orig_pts, # Four corners in the source: top left, bottom left, bottom right, top right
+    targ_pts, # The same corners in the result
+) -> list[float]: # Eight numbers
+    "Find the coefficients of a map of perspective, as `Image.transform` takes them."
+    points = [torch.as_tensor(p, dtype=torch.float64).view(1, 4, 2) for p in (targ_pts, orig_pts)]
+    return _solve_corners(*points).flatten()[:8].tolist()
+
+# %% ../nbs/12_transforms.ipynb #46fa94c6
+def warp(
+    img, # A PIL picture
+    size:tuple, # Width and height of the result
+    src_coords, # Its corners in `img`: top left, bottom left, bottom right, top right
+    resample:int=2, # How to read between pixels; 2 is `PIL.Image.BILINEAR`, 0 takes the nearest
+): # A PIL picture
+    "Take the part of a picture that is between four corners; when it shrinks, pixels are averaged."
+    w, h = process_sz(size)
+    corners = [tuple(map(float, p)) for p in src_coords]
+    sides = [math.dist(p, q) for p, q in zip(corners, corners[1:] + corners[:1])]
+    shrinks = max(sides[0]/h, sides[1]/w, sides[2]/h, sides[3]/w)
+    times = 1 if resample == 0 else max(1, min(8, math.ceil(shrinks - 0.1)))
+    large = times*w, times*h
+    coefficients = find_coeffs(corners, ((0, 0), (0, large[1]), large, (large[0], 0)))
+    res = img.transform(large, 2, coefficients, resample)   # PERSPECTIVE
+    return res.reduce(times) if times > 1 else res
+
+# %% ../nbs/12_transforms.ipynb #437708b2
+class PilTiltRandomCrop(PilTransform):
+    """Crops a box at a random place, and tilts it at random.
+
+    The corners stay in the picture, so a crop as high or wide as the picture isn't tilted that
+    way. A `crop_size` larger than the picture is made to fit."""
+    def __init__(self,
+        size, # Of the result: a number, or width and height
+        crop_size=None, # Of the box; None: the largest square
+        magnitude:float=0., # The largest tilt: how far corners move, as a fraction of the box
+        resample:int=2, # How to read between pixels; 2 is `PIL.Image.BILINEAR`
+    ):
+        self.resample, self.size, self.magnitude = resample, process_sz(size), magnitude
+        self.crop_size = None if crop_size is None else process_sz(crop_size)
+
+    def __call__(self, x):
+        _check_picture(x, self)
+        w, h = x.size
+        wc, hc = _fit_size(self.crop_size or default_crop_size(w, h), w, h)
+        left, top = self.rng.randint(0, w - wc), self.rng.randint(0, h - hc)
+        most_across = min(self.magnitude, left/wc, (w - left)/wc - 1)
+        most_down = min(self.magnitude, top/hc, (h - top)/hc - 1)
+        up, side = (self.rng.uniform(-m, m) for m in (most_across, most_down))
+        corners = [(left + wc*i, top + hc*j) for i, j in _tilted(up, side)]
+        return warp(x, self.size, corners, resample=self.resample)
+
+def _tilted(up, side) -> tuple:
+    "Move the corners of a square of side 1: top left, bottom left, bottom right, top right."
+    return (-up, -side), (up, 1 + side), (1 - up, 1 - side), (1 + up, side)
+
+# %% ../nbs/12_transforms.ipynb #b4008559
+def perspective(
+    x:Tensor, # Images (N, C, H, W), floats or bytes
+    corners, # In pixels, (N, 4, 2): top left, bottom left, bottom right, top right; each (x, y)
+) -> Tensor: # Images (N, C, H, W)
+    "Take the part of each image that is between four corners."
+    _check_images(x, 'perspective')
+    n, _, h, w = x.shape
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    corners = torch.as_tensor(corners, dtype=dtype, device=x.device)
+    if corners.shape[-2:] != (4, 2) or corners.dim() > 3 or corners.shape[:-2] not in ((), (n,)):
+        raise ValueError(f"perspective takes four corners (x, y) for each of {n} images, "
+                         f"({n}, 4, 2), not {tuple(corners.shape)}")
+    sources = 2*corners/corners.new_tensor([w, h]) - 1
+    square = corners.new_tensor([[-1, -1], [-1, 1], [1, 1], [1, -1]])
+    return apply_maps(x, _solve_corners(square.expand(n, 4, 2), sources.expand(n, 4, 2)))
+
+def random_perspective(
+    x:Tensor, # Images (N, C, H, W), floats or bytes
+    magnitude:float=0.2, # The largest tilt, as in `PilTiltRandomCrop`; below 1/2
+    *,
+    generator:torch.Generator|None=None, # Draws the numbers; by default the device's own
+) -> Tensor: # Images (N, C, H, W)
+    "Tilt each image at random, up or down and to the sides."
+    _check_images(x, 'random_perspective')
+    if not 0 <= magnitude < 0.5:
+        raise ValueError(f"random_perspective: magnitude is from 0 to 0.5, not {magnitude}")
+    up, side = magnitude*(2*_uniform(x, 2, len(x), generator=generator) - 1)
+    tilted = torch.stack([torch.stack(p, 1) for p in _tilted(up, side)], 1)
+    h, w = x.shape[2:]
+    return perspective(x, tilted*tilted.new_tensor([w, h]))
+
+BatchTransforms._maps += perspective, random_perspective
+
+# %% ../nbs/12_transforms.ipynb #fb4dce7b
+def random_lighting(
+    x:Tensor, # Images (N, C, H, W), floats or bytes
+    *,
+    brightness:float=0.2, # The most that is added or subtracted; 1 is the range of bytes
+    contrast:float=0.2, # Contrast by a factor between 1/(1 + contrast) and 1 + contrast
+    saturation:float=0., # The same for the colours
+    generator:torch.Generator|None=None, # Draws the numbers; by default the device's own
+) -> Tensor: # Images (N, C, H, W)
+    "Change the brightness, contrast and saturation of each image at random."
+    _check_images(x, 'random_lighting')
+    if min(brightness, contrast, saturation) < 0:
+        raise ValueError("random_lighting: brightness, contrast and saturation are at least 0, not "
+                         f"{(brightness, contrast, saturation)}")
+    draws = 2*_uniform(x, 3, len(x), 1, 1, 1, generator=generator) - 1
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    if saturation:
+        y = torch.lerp(y.mean(1, keepdim=True), y, torch.exp(math.log1p(saturation)*draws[2]))
+    factor = torch.exp(math.log1p(contrast)*draws[1])
+    unit = 1. if x.is_floating_point() else 255.
+    add = (1 - factor)*y.mean((1, 2, 3), keepdim=True) + unit*brightness*draws[0]
+    return _as(torch.addcmul(add, y, factor), x)
+
+# %% ../nbs/12_transforms.ipynb #f47745f6
+class RandomErasing:
+    """Erases a box of random area, shape and place in some images of a batch.
+
+    (After Zhong and others 2017, arXiv 1708.04896)"""
+    def __init__(self,
+        p:float=0.5, # How often
+        scale:tuple=(0.02, 0.33), # The box's area as a fraction of the image's: smallest, largest
+        ratio:tuple=(0.3, 3.3), # The box's width/height: smallest, largest
+        *,
+        value:float|Sequence|None=0., # For all channels or each; None: noise
+        generator:torch.Generator|None=None, # Draws the numbers; by default the device's own
+    ):
+        _check_scale('RandomErasing', scale, ratio)
+        if not 0 <= p <= 1: raise ValueError(f"RandomErasing: p is from 0 to 1, not {p}")
+        self.p, self.scale, self.ratio, self.value = p, scale, ratio, value
+        self.generator = generator
+
+    def _filling(self, x) -> Tensor:
+        "Noise for floats with a standard deviation of 1, noise for bytes, or the given value."
+        if self.value is not None:
+            value = torch.as_tensor(self.value, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+            if len(value) in (1, x.shape[1]): return value
+            raise ValueError(f"RandomErasing: {len(value)} values for {x.shape[1]} channels")
+        noise = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        if x.is_floating_point(): return noise.normal_(generator=self.generator)
+        return noise.random_(0, 256, generator=self.generator)
+
+    def __call__(self,
+        x:Tensor, # Images (N, C, H, W), floats or bytes
+    ) -> Tensor: # Images (N, C, H, W)
+        "Erase a box in some of the images."
+        _check_images(x, 'RandomErasing')
+        boxes, fit = _draw_boxes(x, self.scale, self.ratio, self.generator)
+        fit &= _uniform(x, len(x), generator=self.generator) < self.p
+        left, top, right, bottom = boxes.T[..., None]
+        rows, cols = (torch.arange(n, device=x.device) for n in x.shape[2:])
+        down = (rows >= top) & (rows < bottom) & fit[:, None]
+        across = (cols >= left) & (cols < right)
+        hole = (down[:, :, None] & across[:, None, :])[:, None]
+        return torch.where(hole, self._filling(x), x)
