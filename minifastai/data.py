@@ -111,7 +111,10 @@ def _shape(t) -> str:
 # %% ../nbs/00_data.ipynb #0d4b7e15
 class Rows(Sequence):
     "A batch as a sequence of items, which are the rows of its tensors."
-    def __init__(self, *tensors): self.tensors, self.items = tensors, None
+    def __init__(self,
+        *tensors, # The tensors (N, ...)
+    ):
+        self.tensors, self.items = tensors, None
     def __len__(self): return len(self.tensors[0])
 
     def __iter__(self):

@@ -36,7 +36,7 @@ from .hooks import Hooks, ListContainer
 image_extensions = {ext for ext, kind in mimetypes.MimeTypes(()).types_map[1].items()
                     if kind.startswith('image/')} - {'.svg'} | {'.webp'}
 
-# %% ../nbs/10_data_block.ipynb #41da3bc5
+# %% ../nbs/10_data_block.ipynb #782d6d76
 def setify(
     o, # A set, None, one thing, or an iterable
 ) -> set: # `o` itself if it's a set
@@ -54,7 +54,7 @@ def uniqueify(
 def compose(
     x, # The first function's argument
     funcs, # Functions: None, one, or several
-    *args,
+    *args, # More arguments for each function
     order_key:str='_order', # The attribute that says which one comes first; 0 if it's missing
     **kwargs, # More arguments for each function
 ): # What the last function returns, or `x`
@@ -172,7 +172,7 @@ def name_of(
     if isinstance(f, partial): f = f.func
     return getattr(f, '__name__', type(f).__name__)
 
-# %% ../nbs/10_data_block.ipynb #2f81fd79
+# %% ../nbs/10_data_block.ipynb #6a65d1d1
 def _pil():
     "Import Pillow, or say how to get it."
     try: from PIL import Image, ImageOps, __version__
@@ -200,7 +200,9 @@ class ImageList(ItemList):
             raise ValueError(f"There is no picture in {path}, which has {has or 'no file'}")
         return cls(found, path, **kwargs)
 
-    def get(self, fn):
+    def get(self,
+        fn, # A path or an `ArchiveFile`
+    ): # A PIL image
         "Open a picture, the right way up, and read all of it."
         Image, ImageOps, _ = _pil()
         with Image.open(io.BytesIO(fn.read_bytes()) if hasattr(fn, 'read_bytes') else fn) as img:
@@ -378,7 +380,7 @@ class Processor:
 
     def __repr__(self): return f'{type(self).__name__}()'
 
-# %% ../nbs/10_data_block.ipynb #6d8fd7dd
+# %% ../nbs/10_data_block.ipynb #caf9590d
 class _UnknownLabel(ValueError):
     "A label that isn't in the vocabulary, and which item has it."
     def __init__(self, said, i=0):
@@ -396,7 +398,9 @@ class CategoryProcessor(Processor):
     def _keep(self, vocab:list):
         self.vocab, self.otoi = vocab, {v: k for k, v in enumerate(vocab)}
 
-    def process(self, items):
+    def process(self,
+        items, # Labels
+    ):
         "Number the labels; one that isn't in the vocabulary raises a `ValueError`."
         if self.vocab is None:
             try: self._keep(uniqueify(items, sort=True))
@@ -419,7 +423,9 @@ class CategoryProcessor(Processor):
         raise ValueError(f"The label {item!r} isn't in the vocabulary of {len(self.vocab)} "
                          f"labels, {some_of(list(map(repr, self.vocab)), 5)}.{hint}")
 
-    def deproc1(self, item):
+    def deproc1(self,
+        item, # A number
+    ):
         "Look up the label for a number."
         if self.vocab is None: raise ValueError("CategoryProcessor has no vocabulary yet")
         return self.vocab[item]
