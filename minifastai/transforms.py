@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PilTransform', 'PilRandomFlip', 'PilRandomDihedral', 'process_sz', 'default_crop_size',
-           'GeneralCrop', 'CenterCrop', 'RandomResizedCrop', 'crop_resize', 'random_resized_crop',
-           'MappedBatch', 'apply_maps', 'random_flip', 'random_dihedral', 'BatchTransforms',
-           'find_coeffs', 'warp', 'PilTiltRandomCrop', 'perspective', 'random_perspective',
-           'random_lighting', 'RandomErasing']
+           'GeneralCrop', 'CenterCrop', 'RandomResizedCrop', 'np_to_float', 'crop_resize',
+           'random_resized_crop', 'MappedBatch', 'apply_maps', 'random_flip', 'random_dihedral',
+           'BatchTransforms', 'find_coeffs', 'warp', 'PilTiltRandomCrop', 'perspective',
+           'random_perspective', 'random_lighting', 'RandomErasing']
 
 # %% ../nbs/12_transforms.ipynb #b4cb2780
 import math, random
@@ -62,13 +62,12 @@ class PilRandomDihedral(PilTransform):
         _check_picture(x, self)
         return x.transpose(self.rng.randint(0, 6)) if self.rng.random() < self.p else x
 
-# %% ../nbs/12_transforms.ipynb #0a65e245
+# %% ../nbs/12_transforms.ipynb #648a68b4
 def process_sz(
     sz, # A number, or a pair
 ) -> tuple: # A pair
     "Turn the side of a square into width and height."
-    sz = listify(sz)
-    sz = sz*2 if len(sz) == 1 else sz
+    sz = listify(sz)*(2 if isinstance(sz, int) else 1)
     if len(sz) != 2: raise ValueError(f"A size is one number or two, not {sz}")
     return tuple(check_count("A side, in pixels,", n) for n in sz)
 
@@ -189,6 +188,16 @@ class RandomResizedCrop(GeneralCrop):
                 return left, top, left + wide, top + high
         return _middle_box(w, h, self.ratio)
 
+# %% ../nbs/12_transforms.ipynb #401b2049
+def np_to_float(
+    x, # A PIL picture
+) -> Tensor: # Floats from 0 to 1 (C, H, W)
+    "Turn a picture into floats."
+    pixels = torch.from_numpy(np.array(x, dtype=np.float32))
+    return pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1).contiguous().div_(255.)
+
+np_to_float._order = 30   # type: ignore
+
 # %% ../nbs/12_transforms.ipynb #eca5cd04
 def _check_images(x, who):
     "Check that `x` is a batch of images, floats or bytes, and isn't empty."
@@ -214,16 +223,17 @@ def _size(size) -> tuple[int, int]:
     return height, width
 
 def _whole_boxes(boxes, n, h, w) -> list[list[int]]:
-    "Check boxes, and list them."
-    boxes = torch.as_tensor(boxes).tolist()
-    if boxes and not isinstance(boxes[0], list): boxes = [boxes]*n
-    if len(boxes) != n: raise ValueError(f"crop_resize: {len(boxes)} boxes for {n} images")
-    for l, t, r, b in boxes:
-        whole = all(float(k).is_integer() for k in (l, t, r, b))
-        if not (whole and 0 <= l < r <= w and 0 <= t < b <= h):
-            raise ValueError(f"crop_resize: the box {(l, t, r, b)} isn't one of whole pixels in "
-                             f"an image {w} wide and {h} high: left, top, right, bottom")
-    return [[int(k) for k in box] for box in boxes]
+    "Check boxes of whole pixels, and list them."
+    boxes = torch.as_tensor(boxes)
+    if boxes.shape not in ((4,), (n, 4)):
+        raise ValueError(f"crop_resize takes boxes ({n}, 4), or one (4,), not {tuple(boxes.shape)}")
+    boxes = boxes.expand(n, 4)
+    left, top, right, bottom = boxes.T
+    good = (0 <= left) & (left < right) & (right <= w) & (0 <= top) & (top < bottom) & (bottom <= h)
+    good &= (boxes == boxes.round()).all(1)
+    if good.all(): return boxes.int().tolist()
+    raise ValueError(f"crop_resize: {boxes[~good][0].tolist()} isn't left, top, right and bottom "
+                     f"of a box in an image {w} wide and {h} high, in whole pixels")
 
 def crop_resize(
     x:Tensor, # Images (N, C, H, W), floats or bytes
@@ -340,20 +350,16 @@ class MappedBatch:
     "A batch whose maps are collected, so that its pixels are read only once."
     def __init__(self,
         x:Tensor, # Images (N, C, H, W)
+        maps:Tensor|None=None, # So far: (N, 2, 3), or (N, 3, 3) with perspective
+        size=None, # Height and width that the images have after them
     ):
-        self.x, self.size = x, tuple(x.shape[2:])
+        self.x, self.size = x, tuple(x.shape[2:] if size is None else size)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        self.maps = torch.eye(2, 3, device=x.device, dtype=dtype).repeat(len(x), 1, 1)
-        self.device, self.dtype, self.is_floating_point = x.device, x.dtype, x.is_floating_point
-
-    @property
-    def shape(self) -> torch.Size:
-        "The shape that the images will have."
-        return torch.Size([*self.x.shape[:2], *self.size])
-
-    def dim(self) -> int:
-        "Return 4, like a tensor (N, C, H, W)."
-        return 4
+        as_it_is = torch.eye(2, 3, device=x.device, dtype=dtype).repeat(len(x), 1, 1)
+        self.maps = as_it_is if maps is None else maps
+        self.shape = torch.Size([*x.shape[:2], *self.size])
+        self.device, self.dtype = x.device, x.dtype
+        self.dim, self.is_floating_point = x.dim, x.is_floating_point   # as if it were a tensor
 
     def __len__(self): return len(self.x)
 
@@ -362,11 +368,7 @@ class MappedBatch:
         size=None, # Height and width of the images after them, by default the same
     ) -> 'MappedBatch':
         "Return the batch with one more map for each image."
-        other = object.__new__(MappedBatch)
-        vars(other).update(vars(self))
-        other.size = other.size if size is None else size
-        other.maps = _times(self.maps, maps.to(self.maps.dtype))
-        return other
+        return MappedBatch(self.x, _times(self.maps, maps.to(self.maps.dtype)), size or self.size)
 
 # %% ../nbs/12_transforms.ipynb #5b73301b
 def _read(x, maps, size, padding_mode, antialias) -> Tensor:
@@ -454,7 +456,7 @@ class BatchTransforms:
 
     For `AugmentCallback`. Each image gets random numbers of its own."""
     _exact = random_flip, random_dihedral, random_resized_crop
-    _maps = *_exact, affine, random_affine
+    _maps:tuple[Callable, ...] = *_exact, affine, random_affine
 
     def __init__(self,
         *tfms:Callable, # Functions of a batch, such as `random_flip` or a `partial` of one
@@ -472,8 +474,8 @@ class BatchTransforms:
         if not exact or functions.count(random_resized_crop) > 1: x = MappedBatch(x)
         for tfm in tfms: x = tfm(x)
         if isinstance(x, Tensor): return x
-        how = dict(padding_mode=self.padding_mode, antialias=self.antialias)
-        return apply_maps(x.x, x.maps, x.size, **how)
+        return apply_maps(x.x, x.maps, x.size, padding_mode=self.padding_mode,
+                          antialias=self.antialias)
 
     def __call__(self,
         x:Tensor, # Images (N, C, H, W), floats or bytes
