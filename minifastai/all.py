@@ -31,9 +31,14 @@ __all__ = ['math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'A
            'label_by_func', 'LabeledData', 'make_rgb', 'MakeRGB', 'model_summary',
            'norm_imagenette', 'normalize_chan', 'parent_labeler', 'Processor', 'random_splitter',
            'ResizeFixed', 'setify', 'show_batch', 'show_image', 'split_by_func', 'SplitData',
-           'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify', 'AverageWeightsCallback',
-           'Crop', 'Recipe', 'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError',
-           'find_checkpoint', 'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
+           'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify', 'apply_maps',
+           'BatchTransforms', 'CenterCrop', 'crop_resize', 'default_crop_size', 'find_coeffs',
+           'GeneralCrop', 'MappedBatch', 'np_to_float', 'perspective', 'PilRandomDihedral',
+           'PilRandomFlip', 'PilTiltRandomCrop', 'PilTransform', 'process_sz', 'random_dihedral',
+           'random_flip', 'random_lighting', 'random_perspective', 'random_resized_crop',
+           'RandomErasing', 'RandomResizedCrop', 'warp', 'AverageWeightsCallback', 'Crop', 'Recipe',
+           'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
+           'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
            'TerminateOnNaNCallback', 'keep_freed_memory', 'load_run', 'minifastai_lr_find',
            'minifastai_train', 'Prediction', 'TrainedRun']
 
@@ -99,6 +104,11 @@ from .data_block import (
     label_by_func, LabeledData, make_rgb, MakeRGB, model_summary, norm_imagenette, normalize_chan,
     parent_labeler, Processor, random_splitter, ResizeFixed, setify, show_batch, show_image,
     split_by_func, SplitData, to_byte_tensor, to_float_tensor, Transform, uniqueify)
+from .transforms import (
+    apply_maps, BatchTransforms, CenterCrop, crop_resize, default_crop_size, find_coeffs,
+    GeneralCrop, MappedBatch, np_to_float, perspective, PilRandomDihedral, PilRandomFlip,
+    PilTiltRandomCrop, PilTransform, process_sz, random_dihedral, random_flip, random_lighting,
+    random_perspective, random_resized_crop, RandomErasing, RandomResizedCrop, warp)
 from .recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
 from .checkpoint import (
     Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint, FolderInUseError)
@@ -147,6 +157,11 @@ _all_ = [
     'norm_imagenette', 'normalize_chan', 'parent_labeler', 'Processor', 'random_splitter',
     'ResizeFixed', 'setify', 'show_batch', 'show_image', 'split_by_func', 'SplitData',
     'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify',
+    'apply_maps', 'BatchTransforms', 'CenterCrop', 'crop_resize', 'default_crop_size',
+    'find_coeffs', 'GeneralCrop', 'MappedBatch', 'np_to_float', 'perspective',
+    'PilRandomDihedral', 'PilRandomFlip', 'PilTiltRandomCrop', 'PilTransform', 'process_sz',
+    'random_dihedral', 'random_flip', 'random_lighting', 'random_perspective',
+    'random_resized_crop', 'RandomErasing', 'RandomResizedCrop', 'warp',
     'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
     'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
