@@ -26,6 +26,14 @@ def _inverse_map(angle, scale, shear, dx, dy, h, w) -> Tensor:
     u, v = dx*2/w, dy*2/h
     return torch.stack([a, b, -a*u - b*v, c, d, -c*u - d*v], 1).view(-1, 2, 3)
 
+def _read_through(x, theta) -> Tensor:
+    "Read each image where its map says; type and memory format stay as they are."
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    res = F.grid_sample(x.to(theta.dtype), grid, padding_mode='border', align_corners=False)
+    res = res.to(x.dtype) if x.is_floating_point() else res.round().to(x.dtype)
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return res.contiguous(memory_format=torch.channels_last) if last else res
+
 # %% ../nbs/08_beat_98.ipynb #5f31bc58
 def affine(
     x:Tensor, # Images (N, C, H, W)
@@ -60,9 +68,7 @@ def affine(
                          "one for each") from e
     theta = _inverse_map(angle, scale, shear, dx, dy, h, w)
     if not isinstance(x, Tensor): return x.then(theta)   # chapter 12 collects several maps
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    moved = F.grid_sample(x.to(dtype), grid, padding_mode='border', align_corners=False)
-    return moved.to(x.dtype) if x.is_floating_point() else moved.round().to(x.dtype)
+    return _read_through(x, theta)
 
 # %% ../nbs/08_beat_98.ipynb #48b6116c
 def random_affine(

