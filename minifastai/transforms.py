@@ -503,7 +503,7 @@ def _solve_corners(points, sources) -> Tensor:
                         equations(to_y, zero, zero, zero, x, y, one)], 1)
     found, failed = torch.linalg.solve_ex(matrix, torch.cat([to_x, to_y], 1))
     maps = torch.cat([found, torch.ones_like(found[:, :1])], 1).view(-1, 3, 3)
-    flat = maps.det().abs() < 1e-6*maps.norm(dim=2).prod(1)
+    flat = maps.det().abs() <= 1e-6*maps.norm(dim=2).prod(1)
     if (flat | (failed != 0)).any():
         raise ValueError("No map of perspective has these corners: three of the four are on one "
                          "line")
