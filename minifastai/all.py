@@ -34,12 +34,16 @@ __all__ = ['math', 'mimetypes', 'os', 're', 'OrderedDict', 'partial', 'Path', 'A
            'to_byte_tensor', 'to_float_tensor', 'Transform', 'uniqueify', 'adam_opt', 'adam_step',
            'AverageGrad', 'AverageSqrGrad', 'debias', 'l2_reg', 'lamb', 'lamb_step', 'lars',
            'lars_step', 'lin_comb', 'momentum_step', 'Optimizer', 'sgd_mom_opt', 'sgd_opt',
-           'sgd_step', 'Stat', 'StatefulOptimizer', 'StepCount', 'weight_decay',
-           'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES', 'Checkpoint',
-           'CheckpointCallback', 'CheckpointError', 'find_checkpoint', 'FolderInUseError',
-           'EarlyStoppingCallback', 'first_not_finite', 'TerminateOnNaNCallback',
-           'keep_freed_memory', 'load_run', 'minifastai_lr_find', 'minifastai_train', 'Prediction',
-           'TrainedRun']
+           'sgd_step', 'Stat', 'StatefulOptimizer', 'StepCount', 'weight_decay', 'apply_maps',
+           'BatchTransforms', 'CenterCrop', 'crop_resize', 'default_crop_size', 'find_coeffs',
+           'GeneralCrop', 'MappedBatch', 'np_to_float', 'perspective', 'PilRandomDihedral',
+           'PilRandomFlip', 'PilTiltRandomCrop', 'PilTransform', 'process_sz', 'random_dihedral',
+           'random_flip', 'random_lighting', 'random_perspective', 'random_resized_crop',
+           'RandomErasing', 'RandomResizedCrop', 'warp', 'AverageWeightsCallback', 'Crop', 'Recipe',
+           'RECIPES', 'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
+           'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',
+           'TerminateOnNaNCallback', 'keep_freed_memory', 'load_run', 'minifastai_lr_find',
+           'minifastai_train', 'Prediction', 'TrainedRun']
 
 # %% ../nbs/91_all.ipynb #ca385b52
 import math
@@ -108,6 +112,11 @@ from .optimizers import (
     adam_opt, adam_step, AverageGrad, AverageSqrGrad, debias, l2_reg, lamb, lamb_step, lars,
     lars_step, lin_comb, momentum_step, Optimizer, sgd_mom_opt, sgd_opt, sgd_step, Stat,
     StatefulOptimizer, StepCount, weight_decay)
+from .transforms import (
+    apply_maps, BatchTransforms, CenterCrop, crop_resize, default_crop_size, find_coeffs,
+    GeneralCrop, MappedBatch, np_to_float, perspective, PilRandomDihedral, PilRandomFlip,
+    PilTiltRandomCrop, PilTransform, process_sz, random_dihedral, random_flip, random_lighting,
+    random_perspective, random_resized_crop, RandomErasing, RandomResizedCrop, warp)
 from .recipes import AverageWeightsCallback, Crop, Recipe, RECIPES
 from .checkpoint import (
     Checkpoint, CheckpointCallback, CheckpointError, find_checkpoint, FolderInUseError)
@@ -159,6 +168,11 @@ _all_ = [
     'adam_opt', 'adam_step', 'AverageGrad', 'AverageSqrGrad', 'debias', 'l2_reg', 'lamb',
     'lamb_step', 'lars', 'lars_step', 'lin_comb', 'momentum_step', 'Optimizer', 'sgd_mom_opt',
     'sgd_opt', 'sgd_step', 'Stat', 'StatefulOptimizer', 'StepCount', 'weight_decay',
+    'apply_maps', 'BatchTransforms', 'CenterCrop', 'crop_resize', 'default_crop_size',
+    'find_coeffs', 'GeneralCrop', 'MappedBatch', 'np_to_float', 'perspective',
+    'PilRandomDihedral', 'PilRandomFlip', 'PilTiltRandomCrop', 'PilTransform', 'process_sz',
+    'random_dihedral', 'random_flip', 'random_lighting', 'random_perspective',
+    'random_resized_crop', 'RandomErasing', 'RandomResizedCrop', 'warp',
     'AverageWeightsCallback', 'Crop', 'Recipe', 'RECIPES',
     'Checkpoint', 'CheckpointCallback', 'CheckpointError', 'find_checkpoint',
     'FolderInUseError', 'EarlyStoppingCallback', 'first_not_finite',

@@ -26,6 +26,14 @@ def _inverse_map(angle, scale, shear, dx, dy, h, w) -> Tensor:
     u, v = dx*2/w, dy*2/h
     return torch.stack([a, b, -a*u - b*v, c, d, -c*u - d*v], 1).view(-1, 2, 3)
 
+def _read_through(x, theta) -> Tensor:
+    "Read each image where its map says; type and memory format stay as they are."
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    res = F.grid_sample(x.to(theta.dtype), grid, padding_mode='border', align_corners=False)
+    res = res.to(x.dtype) if x.is_floating_point() else res.round().to(x.dtype)
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return res.contiguous(memory_format=torch.channels_last) if last else res
+
 # %% ../nbs/08_beat_98.ipynb #5f31bc58
 def affine(
     x:Tensor, # Images (N, C, H, W)
@@ -39,26 +47,28 @@ def affine(
     """Shear, scale and rotate images about their centre, then shift them, with one sampling.
 
     Each setting is a number for all images, or a tensor (N,) with one for each. Pixels from outside
-    the image repeat its border. The images and the settings get gradients. Unlike torchvision's
-    `affine`, this rotates counter-clockwise, and shears by pixels.
+    the image repeat its border. The images and the settings get gradients. Bytes and half precision
+    are sampled in float32. Unlike torchvision's `affine`, this rotates counter-clockwise, and
+    shears by pixels.
     (After Jaderberg and others 2015, arXiv 1506.02025)"""
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError("affine takes images (N, C, H, W) of floats, "
+    if x.dim() != 4 or not (x.is_floating_point() or x.dtype == torch.uint8):
+        raise ValueError("affine takes images (N, C, H, W) of floats or bytes, "
                          f"not {x.dtype} {tuple(x.shape)}")
     if not isinstance(scale, Tensor) and not 0 < scale < math.inf:
         raise ValueError(f"affine: scale has to be above 0, not {scale}")
     n, _, h, w = x.shape
     if not n: return x
+    dtype = torch.promote_types(x.dtype, torch.float32)
     try:
         angle, scale, shear, dx, dy = (
-            torch.as_tensor(v, dtype=x.dtype, device=x.device).expand(n)
+            torch.as_tensor(v, dtype=dtype, device=x.device).expand(n)
             for v in (angle, scale, shear, dx, dy))
     except RuntimeError as e:
         raise ValueError(f"affine takes one number for all {n} images, or a tensor ({n},) with "
                          "one for each") from e
     theta = _inverse_map(angle, scale, shear, dx, dy, h, w)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode='border', align_corners=False)
+    if not isinstance(x, Tensor): return x.then(theta)   # chapter 12 collects several maps
+    return _read_through(x, theta)
 
 # %% ../nbs/08_beat_98.ipynb #48b6116c
 def random_affine(
@@ -76,7 +86,8 @@ def random_affine(
     instead of a pair."""
     if not 0 <= scale < math.inf:
         raise ValueError(f"random_affine: scale has to be at least 0, not {scale}")
-    r = torch.empty(5, len(x), device=x.device, dtype=x.dtype).uniform_(-1, 1, generator=generator)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    r = torch.empty(5, len(x), device=x.device, dtype=dtype).uniform_(-1, 1, generator=generator)
     return affine(x, angle=degrees*r[0], scale=torch.exp(math.log1p(scale)*r[1]),
                   shear=shear*r[2], dx=shift*r[3], dy=shift*r[4])
 

@@ -31,7 +31,7 @@ modules = sorted(p for p in package.glob('*.py') if not p.name.startswith('_'))
 CHAPTERS = ['utils', 'datasets', 'data', 'callbacks', 'batches', 'checks', 'learner', 'metrics',
             'progress', 'gradients', 'losses', 'schedules', 'recorder', 'lr_finder', 'device',
             'cnn', 'init', 'hooks', 'activations', 'norms', 'augment', 'resnet', 'data_block',
-            'optimizers', 'recipes', 'checkpoint', 'terminate', 'cli', 'all']
+            'optimizers', 'transforms', 'recipes', 'checkpoint', 'terminate', 'cli', 'all']
 SITE_WIDE = ('all',)
 
 
