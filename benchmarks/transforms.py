@@ -82,7 +82,8 @@ def main(rounds:int):
     pictures = [PIL.Image.fromarray(o.permute(1, 2, 0).numpy()) for o in x]
     xb, yb = x.to(device), torch.randint(10, (N,), device=device)
     torch.manual_seed(0)
-    model = get_cnn_model(DataBunch([], None, 10), [64, 64, 128, 256], conv_layer, n_in=3)
+    data = DataBunch([], None, c_in=3, c_out=10)
+    model = get_cnn_model(data, [64, 64, 128, 256], conv_layer)
     model = model.to(device, memory_format=torch.channels_last)
     opt = optim.SGD(model.parameters(), lr=0.01)
     inputs = norm_imagenette(xb[..., :128, :128].float()/255)

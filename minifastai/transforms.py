@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from .utils import check_count, describe, listify
 from .augment import affine, random_affine
-from .data_block import Transform
+from .data_block import ResizeFixed, Transform
 
 # %% ../nbs/12_transforms.ipynb #53fb7252
 class PilTransform(Transform):
@@ -28,7 +28,7 @@ class PilTransform(Transform):
 
     The numbers come from Python's `random`. Set the attribute `rng` to a `random.Random` to give a
     transform a generator of its own."""
-    _order = 11
+    _order = ResizeFixed._order + 1
     rng = random   # the module: each worker of a DataLoader seeds it anew
     random = True
 
@@ -327,13 +327,13 @@ def _blur(x, footprints, passes) -> Tensor:
     return x
 
 def _antialias(x, maps, size) -> Tensor:
-    "Blur those images that shrink by more than a tenth."
+    "Blur those images that shrink by more than a quarter."
     here = tuple(x.shape[2:])
     footprints = _footprints(maps, here, size)
     if x.device.type != 'cpu':   # don't wait for the device: expect that maps shrink 1.5x at most
         largest = 1.5*max(a/b for a, b in zip(here, size))
         return _blur(x, footprints, math.ceil(math.log2(largest)))
-    which = (footprints > 1.1).any(1).nonzero()[:, 0]
+    which = (footprints > 1.25).any(1).nonzero()[:, 0]
     if not len(which): return x
     passes = math.ceil(math.log2(footprints.max().item()))
     return x.index_put((which,), _blur(x[which], footprints[which], passes))
