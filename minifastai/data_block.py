@@ -8,9 +8,9 @@ __all__ = ['image_extensions', 'setify', 'uniqueify', 'compose', 'get_files', 'I
            'ResizeFixed', 'to_byte_tensor', 'to_float_tensor', 'grandparent_splitter',
            'random_splitter', 'split_by_func', 'SplitData', 'Processor', 'CategoryProcessor',
            'parent_labeler', 'LabeledData', 'label_by_func', 'check_batch', 'databunchify',
-           'normalize_chan', 'norm_imagenette', 'DecodedData', 'decode', 'decoded',
-           'course_splitter', 'get_imagenette', 'is_lin_layer', 'find_modules', 'get_batch',
-           'model_summary', 'show_image', 'show_batch']
+           'show_image', 'show_batch', 'DecodedData', 'decode', 'decoded', 'normalize_chan',
+           'norm_imagenette', 'course_splitter', 'get_imagenette', 'is_lin_layer', 'find_modules',
+           'get_batch', 'model_summary']
 
 # %% ../nbs/10_data_block.ipynb #0a1e9a37
 import hashlib, io, math, mimetypes, os, warnings
@@ -596,24 +596,46 @@ def databunchify(
 
 SplitData.to_databunch = databunchify   # type: ignore
 
-# %% ../nbs/10_data_block.ipynb #aa56867d
-def normalize_chan(
-    x:Tensor, # A batch of pictures (N, C, H, W), floats
-    mean, # The mean of each channel, in a tensor or list
-    std,  # The standard deviation of each channel
-) -> Tensor: # (N, C, H, W)
-    "Subtract each channel's mean and divide by its standard deviation, on the batch's device."
-    if not x.is_floating_point():
-        raise ValueError(f"normalize_chan takes floats, not {x.dtype}: add to_float_tensor to "
-                         "the transforms")
-    mean, std = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (mean, std))
-    return (x - mean[..., None, None])/std[..., None, None]
+# %% ../nbs/10_data_block.ipynb #bb1438ea
+def show_image(
+    im:Tensor, # Floats from 0 to 1, or bytes (C, H, W)
+    ax=None, # Where to draw; by default a new figure
+    figsize:tuple=(3, 3), # Of a new figure, in inches
+): # The matplotlib axes
+    "Draw one picture."
+    if ax is None:
+        import matplotlib.pyplot as plt
+        _, ax = plt.subplots(figsize=figsize)
+    ax.axis('off')
+    pixels = im.detach().cpu().permute(1, 2, 0)
+    ax.imshow(pixels if pixels.shape[2] > 1 else pixels[..., 0],
+              cmap=None if pixels.shape[2] > 1 else 'gray')
+    return ax
 
-def norm_imagenette(
-    x:Tensor, # A batch of pictures (N, 3, H, W), floats from 0 to 1
-) -> Tensor: # (N, 3, H, W)
-    "Normalise colours with Imagenette's means and standard deviations."
-    return normalize_chan(x, mean=[0.47, 0.48, 0.45], std=[0.29, 0.28, 0.30])
+def show_batch(
+    x, # A `DataBunch`, or pictures (N, C, H, W): floats from 0 to 1, or bytes
+    c:int=4, # Pictures in a row
+    r:int|None=None, # Rows; by default as many as there are pictures for, 3 of a `DataBunch`
+    figsize:tuple|None=None, # In inches
+    *,
+    titles=None, # One for each picture; those of a `DataBunch` are its classes
+):
+    "Draw the pictures of a batch with their labels."
+    import matplotlib.pyplot as plt
+    if hasattr(x, 'train_dl'):
+        data, r = x, r or 3
+        x, y = split_batch(next(iter(data.train_dl)))
+        vocab = _classes(data.train_ds)
+        titles = [vocab[i] if vocab else i for i in y.tolist()] if titles is None else titles
+    r = min(r or len(x), math.ceil(len(x)/c))
+    fig, axs = plt.subplots(r, c, figsize=figsize or (2*c, 2.1*r), squeeze=False)
+    for i, ax in enumerate(axs.flat):
+        ax.axis('off')
+        if i >= len(x): continue
+        show_image(x[i], ax)
+        if titles is not None: ax.set_title(titles[i], fontsize=9)
+    fig.tight_layout()
+    return fig
 
 # %% ../nbs/10_data_block.ipynb #f110f5a0
 class DecodedData(Dataset):
@@ -757,6 +779,25 @@ def decoded(
 
 LabeledData.decoded = SplitData.decoded = decoded   # type: ignore
 
+# %% ../nbs/10_data_block.ipynb #aa56867d
+def normalize_chan(
+    x:Tensor, # A batch of pictures (N, C, H, W), floats
+    mean, # The mean of each channel, in a tensor or list
+    std,  # The standard deviation of each channel
+) -> Tensor: # (N, C, H, W)
+    "Subtract each channel's mean and divide by its standard deviation, on the batch's device."
+    if not x.is_floating_point():
+        raise ValueError(f"normalize_chan takes floats, not {x.dtype}: add to_float_tensor to "
+                         "the transforms")
+    mean, std = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (mean, std))
+    return (x - mean[..., None, None])/std[..., None, None]
+
+def norm_imagenette(
+    x:Tensor, # A batch of pictures (N, 3, H, W), floats from 0 to 1
+) -> Tensor: # (N, 3, H, W)
+    "Normalise colours with Imagenette's means and standard deviations."
+    return normalize_chan(x, mean=[0.47, 0.48, 0.45], std=[0.29, 0.28, 0.30])
+
 # %% ../nbs/10_data_block.ipynb #3b20a315
 def course_splitter(
     fn, # The path of one of Imagenette's files
@@ -832,44 +873,3 @@ def model_summary(
     with Hooks(mods, show), kept_modes(model), torch.no_grad():
         model.eval()
         model(xb.to(device_of(model)))
-
-# %% ../nbs/10_data_block.ipynb #bb1438ea
-def show_image(
-    im:Tensor, # Floats from 0 to 1, or bytes (C, H, W)
-    ax=None, # Where to draw; by default a new figure
-    figsize:tuple=(3, 3), # Of a new figure, in inches
-): # The matplotlib axes
-    "Draw one picture."
-    if ax is None:
-        import matplotlib.pyplot as plt
-        _, ax = plt.subplots(figsize=figsize)
-    ax.axis('off')
-    pixels = im.detach().cpu().permute(1, 2, 0)
-    ax.imshow(pixels if pixels.shape[2] > 1 else pixels[..., 0],
-              cmap=None if pixels.shape[2] > 1 else 'gray')
-    return ax
-
-def show_batch(
-    x, # A `DataBunch`, or pictures (N, C, H, W): floats from 0 to 1, or bytes
-    c:int=4, # Pictures in a row
-    r:int|None=None, # Rows; by default as many as there are pictures for, 3 of a `DataBunch`
-    figsize:tuple|None=None, # In inches
-    *,
-    titles=None, # One for each picture; those of a `DataBunch` are its classes
-):
-    "Draw the pictures of a batch with their labels."
-    import matplotlib.pyplot as plt
-    if hasattr(x, 'train_dl'):
-        data, r = x, r or 3
-        x, y = split_batch(next(iter(data.train_dl)))
-        vocab = _classes(data.train_ds)
-        titles = [vocab[i] if vocab else i for i in y.tolist()] if titles is None else titles
-    r = min(r or len(x), math.ceil(len(x)/c))
-    fig, axs = plt.subplots(r, c, figsize=figsize or (2*c, 2.1*r), squeeze=False)
-    for i, ax in enumerate(axs.flat):
-        ax.axis('off')
-        if i >= len(x): continue
-        show_image(x[i], ax)
-        if titles is not None: ax.set_title(titles[i], fontsize=9)
-    fig.tight_layout()
-    return fig
