@@ -207,7 +207,8 @@ class ImageList(ItemList):
         with Image.open(io.BytesIO(fn.read_bytes()) if hasattr(fn, 'read_bytes') else fn) as img:
             img.load()
             try: ImageOps.exif_transpose(img, in_place=True)
-            except Exception as e: warnings.warn(f"{fn}: its EXIF data can't be read: {e}")
+            except Exception as e:
+                warnings.warn(f"{fn}: its EXIF data can't be read: {e}", stacklevel=2)
         return img
 
 # %% ../nbs/10_data_block.ipynb #e676e304
@@ -723,7 +724,8 @@ def _mapped(il:ItemList, shape:tuple, folder:Path, n_workers:int|None) -> np.nda
             out.flush()
             os.replace(part, path)
         finally: part.unlink(missing_ok=True)
-    found = np.load(path, mmap_mode='c')
+    try: found = np.load(path, mmap_mode='c')
+    except (OSError, ValueError, EOFError): found = np.empty(0)
     if found.shape == shape and found.dtype == np.uint8: return found
     raise ValueError(f"{path} is damaged: delete it")
 
@@ -854,8 +856,10 @@ def get_batch(
         def begin_batch(self):
             seen.extend((self.xb, self.yb))
             raise CancelEpochException
+        def after_validate(self): pass   # validate wants a callback with a number
     run.cbs.append(Stop())
-    try: run.validate(learn, dl=[next(iter(dl))])
+    with torch.random.fork_rng(devices=[]): batch = next(iter(dl))   # it draws a seed
+    try: run.validate(learn, dl=[batch])
     finally: run.cbs.pop()
     return tuple(seen)
 
