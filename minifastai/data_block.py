@@ -724,7 +724,8 @@ def _said(f) -> str:
     if isinstance(f, partial): return f'{_said(f.func)} {f.args} {f.keywords}'
     call = f if hasattr(f, '__code__') else type(f).__call__
     if not hasattr(call, '__code__'): return name_of(f)
-    held = [c.cell_contents for c in call.__closure__ or ()]
+    values = [c.cell_contents for c in call.__closure__ or ()]
+    held = [name_of(v) if callable(v) else v for v in values]
     return f'{name_of(f)} {_code(call.__code__)} {call.__defaults__} {held}'
 
 def _key(il:ItemList, shape:tuple) -> str:
