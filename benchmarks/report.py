@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent
 QUICK = ['steps.py', 'epoch.py', 'norms.py', 'telemetry.py', 'imports.py', 'memory.py',
-         'growth.py', 'checkpoints.py', 'backward.py', 'optimizer_step.py', 'transforms.py']
+         'growth.py', 'checkpoints.py', 'backward.py', 'data_path.py']
 LONG = ['recipes.py']
 CLAIM = '=> '   # how the line of a claim begins
 LIMITS = {'>=': ('at least', operator.ge), '<=': ('at most', operator.le)}

@@ -180,3 +180,6 @@ _all_ = [
     'keep_freed_memory', 'load_run', 'minifastai_lr_find', 'minifastai_train', 'Prediction',
     'TrainedRun',
 ]
+
+# %% ../nbs/91_all.ipynb #a5f7c3b0
+if not hasattr(Path, 'ls'): Path.ls = lambda self: sorted(self.iterdir())   # type: ignore

@@ -8,9 +8,9 @@ __all__ = ['image_extensions', 'setify', 'uniqueify', 'compose', 'get_files', 'I
            'ResizeFixed', 'to_byte_tensor', 'to_float_tensor', 'grandparent_splitter',
            'random_splitter', 'split_by_func', 'SplitData', 'Processor', 'CategoryProcessor',
            'parent_labeler', 'LabeledData', 'label_by_func', 'check_batch', 'databunchify',
-           'show_image', 'show_batch', 'DecodedData', 'decode', 'decoded', 'normalize_chan',
-           'norm_imagenette', 'course_splitter', 'get_imagenette', 'is_lin_layer', 'find_modules',
-           'get_batch', 'model_summary']
+           'normalize_chan', 'norm_imagenette', 'show_image', 'show_batch', 'DecodedData', 'decode',
+           'decoded', 'is_lin_layer', 'find_modules', 'get_batch', 'model_summary',
+           'course_splitter', 'get_imagenette']
 
 # %% ../nbs/10_data_block.ipynb #0a1e9a37
 import hashlib, io, math, mimetypes, os, warnings
@@ -638,6 +638,47 @@ def show_batch(
     fig.tight_layout()
     return fig
 
+# %% ../nbs/10_data_block.ipynb #bb1438ea
+def show_image(
+    im:Tensor, # Floats from 0 to 1, or bytes (C, H, W)
+    ax=None, # Where to draw; by default a new figure
+    figsize:tuple=(3, 3), # Of a new figure, in inches
+): # The matplotlib axes
+    "Draw one picture."
+    if ax is None:
+        import matplotlib.pyplot as plt
+        _, ax = plt.subplots(figsize=figsize)
+    ax.axis('off')
+    pixels = im.detach().cpu().permute(1, 2, 0)
+    ax.imshow(pixels if pixels.shape[2] > 1 else pixels[..., 0],
+              cmap=None if pixels.shape[2] > 1 else 'gray')
+    return ax
+
+def show_batch(
+    x, # A `DataBunch`, or pictures (N, C, H, W): floats from 0 to 1, or bytes
+    c:int=4, # Pictures in a row
+    r:int|None=None, # Rows; by default as many as there are pictures for, 3 of a `DataBunch`
+    figsize:tuple|None=None, # In inches
+    *,
+    titles=None, # One for each picture; those of a `DataBunch` are its classes
+):
+    "Draw the pictures of a batch with their labels."
+    import matplotlib.pyplot as plt
+    if hasattr(x, 'train_dl'):
+        data, r = x, r or 3
+        x, y = split_batch(next(iter(data.train_dl)))
+        vocab = _classes(data.train_ds)
+        titles = [vocab[i] if vocab else i for i in y.tolist()] if titles is None else titles
+    r = min(r or len(x), math.ceil(len(x)/c))
+    fig, axs = plt.subplots(r, c, figsize=figsize or (2*c, 2.1*r), squeeze=False)
+    for i, ax in enumerate(axs.flat):
+        ax.axis('off')
+        if i >= len(x): continue
+        show_image(x[i], ax)
+        if titles is not None: ax.set_title(titles[i], fontsize=9)
+    fig.tight_layout()
+    return fig
+
 # %% ../nbs/10_data_block.ipynb #f110f5a0
 class DecodedData(Dataset):
     "Pictures that were decoded once: bytes in memory, or in a file, and their labels."
@@ -696,12 +737,19 @@ def _fill(il:ItemList, out:np.ndarray, n_workers:int|None):
                         f"{some_of(list(map(str, faults)))}")
 
 # %% ../nbs/10_data_block.ipynb #d197ed8f
+def _code(code) -> str:
+    "Describe a function's compiled code, with the functions inside it."
+    consts = [_code(c) if hasattr(c, 'co_code') else repr(c) for c in code.co_consts]
+    return f'{code.co_code.hex()} {code.co_names} {consts}'
+
 def _said(f) -> str:
     "Describe a transform by its name, its settings and its code, for a hash."
     if isinstance(f, partial): return f'{_said(f.func)} {f.args} {f.keywords}'
-    code = getattr(f if hasattr(f, '__code__') else type(f).__call__, '__code__', None)
-    consts = [c for c in getattr(code, 'co_consts', ()) if not hasattr(c, 'co_code')]
-    return f"{name_of(f)} {getattr(code, 'co_code', b'').hex()} {consts}"
+    call = f if hasattr(f, '__code__') else type(f).__call__
+    if not hasattr(call, '__code__'): return name_of(f)
+    values = [c.cell_contents for c in call.__closure__ or ()]
+    held = [name_of(v) if callable(v) else v for v in values]
+    return f'{name_of(f)} {_code(call.__code__)} {call.__defaults__} {held}'
 
 def _key(il:ItemList, shape:tuple) -> str:
     "Hash the content of all files, the transforms, and what decodes them."
@@ -781,54 +829,6 @@ def decoded(
 
 LabeledData.decoded = SplitData.decoded = decoded   # type: ignore
 
-# %% ../nbs/10_data_block.ipynb #aa56867d
-def normalize_chan(
-    x:Tensor, # A batch of pictures (N, C, H, W), floats
-    mean, # The mean of each channel, in a tensor or list
-    std,  # The standard deviation of each channel
-) -> Tensor: # (N, C, H, W)
-    "Subtract each channel's mean and divide by its standard deviation, on the batch's device."
-    if not x.is_floating_point():
-        raise ValueError(f"normalize_chan takes floats, not {x.dtype}: add to_float_tensor to "
-                         "the transforms")
-    mean, std = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (mean, std))
-    return (x - mean[..., None, None])/std[..., None, None]
-
-def norm_imagenette(
-    x:Tensor, # A batch of pictures (N, 3, H, W), floats from 0 to 1
-) -> Tensor: # (N, 3, H, W)
-    "Normalise colours with Imagenette's means and standard deviations."
-    return normalize_chan(x, mean=[0.47, 0.48, 0.45], std=[0.29, 0.28, 0.30])
-
-# %% ../nbs/10_data_block.ipynb #3b20a315
-def course_splitter(
-    fn, # The path of one of Imagenette's files
-) -> bool: # Is it one of the 500 validation files?
-    "Split Imagenette as the course did in 2019: 12,894 files for training, 500 for validation."
-    return fn.name.startswith('ILSVRC2012_val')
-
-def get_imagenette(
-    size:int=128, # Width and height that all pictures are resized to
-    *,
-    split:str='folders', # `'folders'`: 9,469 and 3,925 pictures; `'course'`: 12,894 and 500
-    tfms=None, # Transforms of each picture instead of resizing it and making floats
-    path:str|Path|None=None, # Where to look for it; by default `MINIFASTAI_DATA`, then the cache
-    download:bool=True, # Download it if it isn't there; only without a `path`
-) -> SplitData: # Two `LabeledData`; call `.decoded()` or `.to_databunch(bs)` next
-    """Get Imagenette: photographs of ten classes, 160 pixels on the shorter side.
-
-    The labels are WordNet's numbers, and `IMAGENETTE_CLASSES` has their names."""
-    splits:dict[str, Callable] = dict(
-        folders=partial(grandparent_splitter, valid_name='val'), course=course_splitter)
-    if split not in splits:
-        raise ValueError(f"get_imagenette: split is 'folders' or 'course', not {split!r}")
-    where = data_path('imagenette', path=path, download=download)
-    if where.is_file() and where.suffix != '.tar':
-        where = untar_data(URLs.IMAGENETTE_160, path=path)
-    if tfms is None: tfms = [make_rgb, ResizeFixed(size), to_byte_tensor, to_float_tensor]
-    sd = SplitData.split_by_func(ImageList.from_files(where, tfms=tfms), splits[split])
-    return label_by_func(sd, parent_labeler, proc_y=CategoryProcessor())
-
 # %% ../nbs/10_data_block.ipynb #1c3bb0fb
 def is_lin_layer(
     l:nn.Module, # A module
@@ -877,3 +877,32 @@ def model_summary(
     with Hooks(mods, show), kept_modes(model), torch.no_grad():
         model.eval()
         model(xb.to(device_of(model)))
+
+# %% ../nbs/10_data_block.ipynb #3b20a315
+def course_splitter(
+    fn, # The path of one of Imagenette's files
+) -> bool: # Is it one of the 500 validation files?
+    "Split Imagenette as the course did in 2019: 12,894 files for training, 500 for validation."
+    return fn.name.startswith('ILSVRC2012_val')
+
+def get_imagenette(
+    size:int=128, # Width and height that all pictures are resized to
+    *,
+    split:str='folders', # `'folders'`: 9,469 and 3,925 pictures; `'course'`: 12,894 and 500
+    tfms=None, # Transforms of each picture instead of resizing it and making floats
+    path:str|Path|None=None, # Where to look for it; by default `MINIFASTAI_DATA`, then the cache
+    download:bool=True, # Download it if it isn't there; only without a `path`
+) -> SplitData: # Two `LabeledData`; call `.decoded()` or `.to_databunch(bs)` next
+    """Get Imagenette: photographs of ten classes, 160 pixels on the shorter side.
+
+    The labels are WordNet's numbers, and `IMAGENETTE_CLASSES` has their names."""
+    splits:dict[str, Callable] = dict(
+        folders=partial(grandparent_splitter, valid_name='val'), course=course_splitter)
+    if split not in splits:
+        raise ValueError(f"get_imagenette: split is 'folders' or 'course', not {split!r}")
+    where = data_path('imagenette', path=path, download=download)
+    if where.is_file() and where.suffix != '.tar':
+        where = untar_data(URLs.IMAGENETTE_160, path=path)
+    if tfms is None: tfms = [make_rgb, ResizeFixed(size), to_byte_tensor, to_float_tensor]
+    sd = SplitData.split_by_func(ImageList.from_files(where, tfms=tfms), splits[split])
+    return label_by_func(sd, parent_labeler, proc_y=CategoryProcessor())

@@ -456,9 +456,10 @@ def test_decoded_batches_are_the_same(folder):
     sd = labelled(folder)
     once = sd.decoded()
     assert once.train.x.dtype == torch.uint8 and once.train.x.shape == (8, 3, 8, 8)
-    ordinary = sd.to_databunch(3).valid_dl
-    for other in (once.to_databunch(3).valid_dl, once.to_databunch(3, num_workers=1).valid_dl):
-        for (x, y), (x2, y2) in zip(ordinary, other):
+    for dl, other in zip((sd.to_databunch(3).valid_dl, sd.to_databunch(3).valid_dl),
+                         (once.to_databunch(3).valid_dl,
+                          once.to_databunch(3, num_workers=1).valid_dl)):
+        for (x, y), (x2, y2) in zip(dl, other):
             assert torch.equal(x, x2) and torch.equal(y, y2) and x2.dtype == torch.float32
     assert torch.equal(once.train[5][0], sd.train[5][0])
     assert once.train.items == sd.train.items and once.proc_y is sd.proc_y
@@ -486,6 +487,21 @@ def test_a_file_of_decoded_pictures(folder, tmp_path, monkeypatch):
     first.write_bytes(b'')
     (folder/'train'/'red'/'0.png').write_bytes(picture((255, 0, 0)))
     with pytest.raises(ValueError): decoded(train, cache=cache)
+
+
+def test_changed_code_inside_a_transform_is_another_file(folder, tmp_path):
+    "Also that of a lambda in it, a default, or a value from outside"
+    def darker(by): return lambda img: img.point(lambda p: p//by)
+    def inner(source):
+        names = {}
+        exec(f'def tfm(img): return img.point(lambda p: p//{source})', names)
+        return names['tfm']
+    def decoded_by(tfm):
+        tfms = [make_rgb, ResizeFixed(8), tfm, to_byte_tensor]
+        decoded(labelled(folder, tfms).train, cache=tmp_path/'cache')
+        return len(list((tmp_path/'cache').iterdir()))
+    assert [decoded_by(f) for f in (darker(2), darker(2), darker(3))] == [1, 1, 2]
+    assert [decoded_by(inner(n)) for n in (2, 3, 2)] == [3, 4, 4]
 
 
 def test_a_file_is_used_if_memory_is_short(folder, tmp_path, monkeypatch):
@@ -651,6 +667,134 @@ def test_more_about_unpacking(tmp_path):
     tar_of(tmp_path/'c.tar.gz', {'a': b'1'}, 'w:gz')
     with pytest.raises(ValueError, match='c.tar.gz is damaged, or'):
         archive_files(tmp_path/'c.tar.gz')
+
+
+# The lesson's lines, after one import
+
+LESSON = """
+from minifastai.all import *
+path = datasets.untar_data(datasets.URLs.IMAGENETTE_160)
+path.ls()
+(path/'val').ls()
+path_tench = path/'val'/'red'
+img_fn = path_tench.ls()[0]
+img = PIL.Image.open(img_fn)
+plt.imshow(img)
+imga = np.array(img)
+' '.join(image_extensions)
+setify('aa'), setify(['aa',1]), setify(None), setify(1), setify({1})
+get_files(path_tench, image_extensions)[:3]
+get_files(path, image_extensions, recurse=True)[:3]
+all_fns = get_files(path, image_extensions, recurse=True)
+len(all_fns)
+il = ImageList.from_files(path, tfms=make_rgb)
+il
+img = il[0]; img
+il[:1]
+fn = il.items[0]; fn
+fn.parent.parent.name
+splitter = partial(grandparent_splitter, valid_name='val')
+train,valid = split_by_func(il, splitter)
+len(train),len(valid)
+sd = SplitData.split_by_func(il, splitter); sd
+ll = label_by_func(sd, parent_labeler, proc_y=CategoryProcessor())
+assert ll.train.proc_y is ll.valid.proc_y
+ll.train.y
+ll.train.y.items[0], ll.train.y_obj(0), ll.train.y_obj(slice(2))
+ll
+ll.train[0]
+ll.train[0][0]
+ll.train[0][0].resize((128,128))
+tfms = [make_rgb, ResizeFixed(128), to_byte_tensor, to_float_tensor]
+il = ImageList.from_files(path, tfms=tfms)
+sd = SplitData.split_by_func(il, partial(grandparent_splitter, valid_name='val'))
+ll = label_by_func(sd, parent_labeler, proc_y=CategoryProcessor())
+x,y = ll.train[0]
+x.shape
+show_image(x)
+bs=64
+train_dl,valid_dl = get_dls(ll.train,ll.valid,bs, num_workers=4)
+x,y = next(iter(train_dl))
+x.shape
+show_image(x[0])
+ll.train.proc_y.vocab[y[0]]
+y
+data = ll.to_databunch(bs, c_in=3, c_out=10, num_workers=4)
+cbfs = [partial(AvgStatsCallback,accuracy),
+        CudaCallback]
+m,s = x.mean((0,2,3)),x.std((0,2,3))
+m,s
+_m = tensor([0.47, 0.48, 0.45])
+_s = tensor([0.29, 0.28, 0.30])
+norm_imagenette = partial(normalize_chan, mean=_m, std=_s)
+cbfs.append(partial(BatchTransformXCallback, norm_imagenette))
+nfs = [64,64,128,256]
+sched = combine_scheds([0.3,0.7], cos_1cycle_anneal(0.1,0.3,0.05))
+learn,run = get_learn_run(nfs, data, 0.2, conv_layer, cbs=cbfs+[
+    partial(ParamScheduler, 'lr', sched)
+])
+model_summary(run, learn, data)
+model_summary(run, learn, data, find_all=True)
+run.fit(1, learn)
+"""
+
+OWN_CLASSES = """
+from minifastai.all import *
+class ImageList(ItemList):
+    @classmethod
+    def from_files(cls, path, extensions=None, recurse=True, include=None, **kwargs):
+        if extensions is None: extensions = image_extensions
+        return cls(get_files(path, extensions, recurse=recurse, include=include), path, **kwargs)
+    def get(self, fn): return PIL.Image.open(fn)
+class Transform(): _order=0
+class MakeRGB(Transform):
+    def __call__(self, item): return item.convert('RGB')
+class ResizeFixed(Transform):
+    _order=10
+    def __init__(self,size):
+        if isinstance(size,int): size=(size,size)
+        self.size = size
+    def __call__(self, item): return item.resize(self.size, PIL.Image.BILINEAR)
+class CategoryProcessor(Processor):
+    def __init__(self): self.vocab=None
+    def __call__(self, items):
+        if self.vocab is None:
+            self.vocab = uniqueify(items)
+            self.otoi  = {v:k for k,v in enumerate(self.vocab)}
+        return [self.proc1(o) for o in items]
+    def proc1(self, item):  return self.otoi[item]
+    def deprocess(self, idxs):
+        assert self.vocab is not None
+        return [self.deproc1(idx) for idx in idxs]
+    def deproc1(self, idx): return self.vocab[idx]
+path = datasets.untar_data(datasets.URLs.IMAGENETTE_160)
+tfms = [MakeRGB(), ResizeFixed(16), to_byte_tensor, to_float_tensor]
+il = ImageList.from_files(path, tfms=tfms)
+sd = SplitData.split_by_func(il, partial(grandparent_splitter, valid_name='val'))
+ll = label_by_func(sd, parent_labeler, proc_y=CategoryProcessor())
+data = ll.to_databunch(4, c_in=3, c_out=10)
+xb, yb = next(iter(data.train_dl))
+"""
+
+
+def test_the_lessons_lines(archive, capsys):
+    import matplotlib.pyplot as plt
+    archive()
+    names = {}
+    exec(LESSON, names)
+    assert len(names['all_fns']) == 10 and (len(names['train']), len(names['valid'])) == (6, 4)
+    said = capsys.readouterr().out
+    assert 'torch.Size([4, 16, 128, 128])' in said and 'torch.Size([4, 10])' in said
+    assert 'train: ' in said
+    plt.close('all')
+
+
+def test_the_lessons_own_classes_fit_in(archive):
+    archive()
+    names = {}
+    exec(OWN_CLASSES, names)
+    assert names['xb'].shape == (4, 3, 16, 16) and names['ll'].train.y_obj(0) == 'green'
+    repr(names['ll']), repr(names['data'])
 
 
 # CIFAR-10, and what stands in for the data sets
