@@ -55,6 +55,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fastcore.xtras
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
@@ -180,6 +181,3 @@ _all_ = [
     'keep_freed_memory', 'load_run', 'minifastai_lr_find', 'minifastai_train', 'Prediction',
     'TrainedRun',
 ]
-
-# %% ../nbs/91_all.ipynb #a5f7c3b0
-if not hasattr(Path, 'ls'): Path.ls = lambda self: sorted(self.iterdir())   # type: ignore

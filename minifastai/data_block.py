@@ -597,46 +597,24 @@ def databunchify(
 
 SplitData.to_databunch = databunchify   # type: ignore
 
-# %% ../nbs/10_data_block.ipynb #bb1438ea
-def show_image(
-    im:Tensor, # Floats from 0 to 1, or bytes (C, H, W)
-    ax=None, # Where to draw; by default a new figure
-    figsize:tuple=(3, 3), # Of a new figure, in inches
-): # The matplotlib axes
-    "Draw one picture."
-    if ax is None:
-        import matplotlib.pyplot as plt
-        _, ax = plt.subplots(figsize=figsize)
-    ax.axis('off')
-    pixels = im.detach().cpu().permute(1, 2, 0)
-    ax.imshow(pixels if pixels.shape[2] > 1 else pixels[..., 0],
-              cmap=None if pixels.shape[2] > 1 else 'gray')
-    return ax
+# %% ../nbs/10_data_block.ipynb #aa56867d
+def normalize_chan(
+    x:Tensor, # A batch of pictures (N, C, H, W), floats
+    mean, # The mean of each channel, in a tensor or list
+    std,  # The standard deviation of each channel
+) -> Tensor: # (N, C, H, W)
+    "Subtract each channel's mean and divide by its standard deviation, on the batch's device."
+    if not x.is_floating_point():
+        raise ValueError(f"normalize_chan takes floats, not {x.dtype}: add to_float_tensor to "
+                         "the transforms")
+    mean, std = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (mean, std))
+    return (x - mean[..., None, None])/std[..., None, None]
 
-def show_batch(
-    x, # A `DataBunch`, or pictures (N, C, H, W): floats from 0 to 1, or bytes
-    c:int=4, # Pictures in a row
-    r:int|None=None, # Rows; by default as many as there are pictures for, 3 of a `DataBunch`
-    figsize:tuple|None=None, # In inches
-    *,
-    titles=None, # One for each picture; those of a `DataBunch` are its classes
-):
-    "Draw the pictures of a batch with their labels."
-    import matplotlib.pyplot as plt
-    if hasattr(x, 'train_dl'):
-        data, r = x, r or 3
-        x, y = split_batch(next(iter(data.train_dl)))
-        vocab = _classes(data.train_ds)
-        titles = [vocab[i] if vocab else i for i in y.tolist()] if titles is None else titles
-    r = min(r or len(x), math.ceil(len(x)/c))
-    fig, axs = plt.subplots(r, c, figsize=figsize or (2*c, 2.1*r), squeeze=False)
-    for i, ax in enumerate(axs.flat):
-        ax.axis('off')
-        if i >= len(x): continue
-        show_image(x[i], ax)
-        if titles is not None: ax.set_title(titles[i], fontsize=9)
-    fig.tight_layout()
-    return fig
+def norm_imagenette(
+    x:Tensor, # A batch of pictures (N, 3, H, W), floats from 0 to 1
+) -> Tensor: # (N, 3, H, W)
+    "Normalise colours with Imagenette's means and standard deviations."
+    return normalize_chan(x, mean=[0.47, 0.48, 0.45], std=[0.29, 0.28, 0.30])
 
 # %% ../nbs/10_data_block.ipynb #bb1438ea
 def show_image(
