@@ -207,7 +207,8 @@ class ImageList(ItemList):
         with Image.open(io.BytesIO(fn.read_bytes()) if hasattr(fn, 'read_bytes') else fn) as img:
             img.load()
             try: ImageOps.exif_transpose(img, in_place=True)
-            except Exception as e: warnings.warn(f"{fn}: its EXIF data can't be read: {e}")
+            except Exception as e:
+                warnings.warn(f"{fn}: its EXIF data can't be read: {e}", stacklevel=2)
         return img
 
 # %% ../nbs/10_data_block.ipynb #e676e304
@@ -626,7 +627,7 @@ def show_image(
         import matplotlib.pyplot as plt
         _, ax = plt.subplots(figsize=figsize)
     ax.axis('off')
-    pixels = im.detach().cpu().permute(1, 2, 0)
+    pixels = im.detach().cpu().permute(1, 2, 0).numpy()
     ax.imshow(pixels if pixels.shape[2] > 1 else pixels[..., 0],
               cmap=None if pixels.shape[2] > 1 else 'gray')
     return ax
@@ -749,7 +750,8 @@ def _mapped(il:ItemList, shape:tuple, folder:Path, n_workers:int|None) -> np.nda
             out.flush()
             os.replace(part, path)
         finally: part.unlink(missing_ok=True)
-    found = np.load(path, mmap_mode='c')
+    try: found = np.load(path, mmap_mode='c')
+    except (EOFError, ValueError) as e: raise ValueError(f"{path} is damaged: delete it") from e
     if found.shape == shape and found.dtype == np.uint8: return found
     raise ValueError(f"{path} is damaged: delete it")
 
@@ -832,8 +834,9 @@ def get_batch(
         def begin_batch(self):
             seen.extend((self.xb, self.yb))
             raise CancelEpochException
+        def after_validate(self): pass   # else `validate` wants a callback that computes a number
     run.cbs.append(Stop())
-    try: run.validate(learn, dl=[next(iter(dl))])
+    try: run.validate(learn, dl=dl)
     finally: run.cbs.pop()
     return tuple(seen)
 
