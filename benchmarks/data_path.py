@@ -12,7 +12,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from common import claim, options, spread, where
 from PIL import Image

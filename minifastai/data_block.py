@@ -627,7 +627,7 @@ def show_image(
         import matplotlib.pyplot as plt
         _, ax = plt.subplots(figsize=figsize)
     ax.axis('off')
-    pixels = im.detach().cpu().permute(1, 2, 0)
+    pixels = im.detach().cpu().permute(1, 2, 0).numpy()
     ax.imshow(pixels if pixels.shape[2] > 1 else pixels[..., 0],
               cmap=None if pixels.shape[2] > 1 else 'gray')
     return ax
@@ -751,7 +751,7 @@ def _mapped(il:ItemList, shape:tuple, folder:Path, n_workers:int|None) -> np.nda
             os.replace(part, path)
         finally: part.unlink(missing_ok=True)
     try: found = np.load(path, mmap_mode='c')
-    except (OSError, ValueError, EOFError): found = np.empty(0)
+    except (EOFError, ValueError) as e: raise ValueError(f"{path} is damaged: delete it") from e
     if found.shape == shape and found.dtype == np.uint8: return found
     raise ValueError(f"{path} is damaged: delete it")
 
@@ -834,10 +834,9 @@ def get_batch(
         def begin_batch(self):
             seen.extend((self.xb, self.yb))
             raise CancelEpochException
-        def after_validate(self): pass   # validate wants a callback with a number
+        def after_validate(self): pass   # else `validate` wants a callback that computes a number
     run.cbs.append(Stop())
-    with torch.random.fork_rng(devices=[]): batch = next(iter(dl))   # it draws a seed
-    try: run.validate(learn, dl=[batch])
+    try: run.validate(learn, dl=dl)
     finally: run.cbs.pop()
     return tuple(seen)
 

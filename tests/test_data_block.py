@@ -118,14 +118,14 @@ def test_the_lessons_helpers():
 # Items
 
 def test_any_index():
-    il = ItemList('abcd', tfms=str.upper)
+    il = ItemList(list('abcd'), tfms=str.upper)
     assert il[0] == 'A' and il[-1] == 'D' and il[tensor(1)] == 'B'
     assert il[1:3] == il[[1, 2]] == il[tensor([1, 2])] == ['B', 'C']
     mask = tensor([True, False, False, True])
     assert il[mask] == il[mask.tolist()] == il[mask.numpy()] == ['A', 'D']
     assert il[[]] == il[tensor([]).long()] == []
     assert list(il) == list('abcd')   # as in the course: the items themselves
-    assert il.new('xy')[0] == 'X'
+    assert il.new(['x', 'y'])[0] == 'X'
     assert len(ItemList([])) == 0
 
 
@@ -225,7 +225,7 @@ def test_bytes_need_a_picture_of_bytes():
 
 # Damaged items
 
-@pytest.mark.parametrize('content', [b'', b'no picture', picture()[:60]],
+@pytest.mark.parametrize('content', [b'', b'no picture', picture()[:50]],
                          ids=['empty', 'text', 'truncated'])
 def test_a_damaged_file_is_named(folder, content):
     bad = folder/'train'/'red'/'2.png'
@@ -350,9 +350,9 @@ def test_copies_and_pickles(folder):
 # Batches
 
 @pytest.mark.parametrize('tfms, shapes, remedy', [
-    ([make_rgb, to_byte_tensor], r'\(3, 8, 12\).*\(3, 8, 9\)', r'ResizeFixed\(size\)'),
-    ([ResizeFixed(8), to_byte_tensor], r'\(3, 8, 8\).*\(1, 8, 8\)', 'make_rgb'),
-    ([make_rgb, ResizeFixed(8)], 'a Image', 'to_byte_tensor'),
+    ([make_rgb, to_byte_tensor], ['(3, 8, 12)', '(3, 8, 9)'], r'ResizeFixed\(size\)'),
+    ([ResizeFixed(8), to_byte_tensor], ['(3, 8, 8)', '(1, 8, 8)'], 'make_rgb'),
+    ([make_rgb, ResizeFixed(8)], [], 'to_byte_tensor'),
 ], ids=['size', 'channels', 'no tensor'])
 @pytest.mark.parametrize('make', ['databunch', 'get_dls', 'decoded'])
 def test_what_cant_be_collated_is_named(folder, tfms, shapes, remedy, make):
@@ -363,9 +363,8 @@ def test_what_cant_be_collated_is_named(folder, tfms, shapes, remedy, make):
         if make == 'databunch': return list(sd.to_databunch(8, c_in=3).train_dl)
         return list(get_dls(sd.train, sd.valid, 8)[0])
     with pytest.raises(ItemError, match=remedy) as e: batches()
-    if make == 'decoded' and remedy == 'to_byte_tensor': return   # one is enough to know
-    assert '1.png' in str(e.value) and pytest.importorskip('re').search(shapes, str(e.value)) or \
-        remedy == 'to_byte_tensor' or '0.png' in str(e.value)
+    if shapes: assert 'green' in str(e.value) and '1.png' in str(e.value)   # the order is random
+    for shape in shapes: assert shape in str(e.value)
 
 
 def test_a_databunch_knows_channels_and_classes(folder):
@@ -486,7 +485,7 @@ def test_a_file_of_decoded_pictures(folder, tmp_path, monkeypatch):
     assert len(list(cache.iterdir())) == 3
     first.write_bytes(b'')
     (folder/'train'/'red'/'0.png').write_bytes(picture((255, 0, 0)))
-    with pytest.raises(ValueError): decoded(train, cache=cache)
+    with pytest.raises(ValueError, match='is damaged: delete it'): decoded(train, cache=cache)
 
 
 def test_changed_code_inside_a_transform_is_another_file(folder, tmp_path):
