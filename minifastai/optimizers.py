@@ -486,10 +486,11 @@ def _check_dense(who:str, found:list[list]):
                                f"{i} is sparse: use nn.Embedding(sparse=False), or for these "
                                "parameters torch.optim.SparseAdam")
 
-# %% ../nbs/11_optimizers.ipynb #d6581739
+# %% ../nbs/11_optimizers.ipynb #29c66452
 def _check_state(opt:_Groups, state_dict:dict):
     "Raise an error if a saved state is that of another kind of optimizer."
-    ours = {k for group in opt.param_groups for k in group} - {*_NOT_HYPERS, *_OF_PYTORCH}
+    known = _hyper_names(opt.steppers, opt.stats)
+    ours = {k for group in opt.param_groups for k in group if k in known}
     kept = {k for stat in opt.stats for k in _keeps(stat) or ()}
     for what, needed, parts in (('hyperparameter', ours, state_dict['param_groups']),
                                 ('entry', kept, state_dict['state'].values())):

@@ -487,6 +487,9 @@ def test_a_state_of_another_optimizer():
     assert not adam.state and adam.hypers[0]['mom'] == 0.9
     lacking = adam_opt()([p], lr=0.1)
     lacking.step()
+    labelled = adam_opt()([dict(params=[p], label='all')], lr=0.2)
+    labelled.load_state_dict(lacking.state_dict())   # a label isn't needed
+    assert labelled.hypers[0]['lr'] == 0.1
     state = lacking.state_dict()
     del state['state'][0]['sqr_avg']
     with pytest.raises(ValueError, match='no entry sqr_avg'): adam.load_state_dict(state)
