@@ -642,7 +642,7 @@ def test_a_missing_archive(tmp_path, monkeypatch):
     ('a/dev', special(tarfile.CHRTYPE), 'link or a device'),
     ('a/pipe', special(tarfile.FIFOTYPE), 'link or a device'),
     ('big', bytes(5000), 'more than 9 files'),
-], ids=str)
+], ids=[str(i) for i in range(9)])
 def test_what_is_never_unpacked(tmp_path, name, content, said):
     path = tar_of(tmp_path/'a.tar.gz', {'ok': b'1', name: content}, 'w:gz')
     with pytest.raises(ValueError, match=f'a.tar.gz: .*{said}'):
