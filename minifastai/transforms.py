@@ -54,7 +54,7 @@ class PilRandomDihedral(PilTransform):
 
     Each of the seven ways has the probability `p/8`."""
     def __init__(self,
-        p:float=0.75, # How often to draw one of the eight symmetries, of which one is: leave it
+        p:float=0.75, # How often to draw one of the eight symmetries; one of them changes nothing
     ):
         self.p = p*7/8
 
@@ -327,7 +327,7 @@ def _blur(x, footprints, passes) -> Tensor:
     return x
 
 def _antialias(x, maps, size) -> Tensor:
-    "Blur those images that shrink by more than a quarter."
+    "Blur the images whose new pixels cover more than 1.25 old ones."
     here = tuple(x.shape[2:])
     footprints = _footprints(maps, here, size)
     if x.device.type != 'cpu':   # don't wait for the device: expect that maps shrink 1.5x at most
@@ -425,7 +425,7 @@ def random_flip(
 # %% ../nbs/12_transforms.ipynb #f03095d4
 def random_dihedral(
     x:Tensor, # Images (N, C, H, W)
-    p:float=0.75, # How often to draw one of the symmetries, of which one is: leave it
+    p:float=0.75, # How often to draw one of the symmetries; one of them changes nothing
     *,
     generator:torch.Generator|None=None, # Draws the numbers; by default the device's own
 ) -> Tensor: # Images (N, C, H, W)
@@ -493,6 +493,12 @@ class BatchTransforms:
         return f"BatchTransforms({', '.join(names)})"
 
 # %% ../nbs/12_transforms.ipynb #091bdd78
+def _on_one_line(points) -> Tensor:
+    "Find out for each four points (N, 4, 2) if three of them are on one line, or two are equal."
+    a, b, c = points[:, [[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]]].unbind(2)
+    (bx, by), (cx, cy) = ((o - a).unbind(2) for o in (b, c))
+    return ((bx*cy - by*cx).abs() <= 1e-5*(b - a).norm(dim=2)*(c - a).norm(dim=2)).any(1)
+
 def _solve_corners(points, sources) -> Tensor:
     "Solve for the maps (N, 3, 3) that take four points each, (N, 4, 2), to their sources."
     x, y = points.unbind(2)
@@ -503,8 +509,7 @@ def _solve_corners(points, sources) -> Tensor:
                         equations(to_y, zero, zero, zero, x, y, one)], 1)
     found, failed = torch.linalg.solve_ex(matrix, torch.cat([to_x, to_y], 1))
     maps = torch.cat([found, torch.ones_like(found[:, :1])], 1).view(-1, 3, 3)
-    flat = maps.det().abs() <= 1e-6*maps.norm(dim=2).prod(1)
-    if (flat | (failed != 0)).any():
+    if (_on_one_line(points) | _on_one_line(sources) | (failed != 0)).any():
         raise ValueError("No map of perspective has these corners: three of the four are on one "
                          "line")
     return maps
@@ -543,7 +548,7 @@ def _tilted(up, side) -> tuple:
 def _check_magnitude(who, magnitude):
     # with two tilts of 1/4, three corners are on one line
     if not 0 <= magnitude < 0.25:
-        raise ValueError(f"{who}: magnitude is from 0 to 0.25, and below it, not {magnitude}")
+        raise ValueError(f"{who}: magnitude is from 0 to 0.25, without 0.25, not {magnitude}")
 
 class PilTiltRandomCrop(PilTransform):
     """Crops a box at a random place, and tilts it at random.

@@ -597,3 +597,18 @@ def test_floats_of_pictures():
         assert x.is_contiguous()
         assert torch.equal(x, torch.from_numpy(np.array(picture)).view(60, 80, -1)
                            .permute(2, 0, 1).float()/255)
+
+
+def test_corners_far_from_the_origin():
+    small = ((0, 0), (0, 128), (128, 128), (128, 0))
+    for at in (0, 300, 3000, 30_000):
+        box = [(at + x*100/128, at + y*100/128) for x, y in small]
+        a, b, c, d, e, f, g, h = find_coeffs(box, small)
+        assert abs(a*64 + b*64 + c - (at + 50)) < 1e-6*(at + 1) and abs(g) + abs(h) < 1e-9
+        flat = [*box[:3], (at + 50, at + 50)]
+        with pytest.raises(ValueError, match='on one line'): find_coeffs(flat, small)
+    im = PIL.Image.new('RGB', (4000, 3000))
+    for seed in range(10):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        assert PilTiltRandomCrop(128, 1000, magnitude=0.1)(im).size == (128, 128)
