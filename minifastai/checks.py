@@ -183,7 +183,7 @@ def param_groups_of(
 ) -> Sequence: # Empty for a wrapper without `param_groups`
     "List the parameter groups of an optimizer, also of the lesson's own, as dictionaries."
     groups = getattr(opt, 'param_groups', ())
-    if not groups or isinstance(groups[0], Mapping) or not hasattr(opt, 'hypers'): return groups
+    if not groups or isinstance(groups[0], dict) or not hasattr(opt, 'hypers'): return groups
     # lists of parameters, with the settings in `hypers`
     return [ChainMap(hypers, dict(params=ps)) for hypers, ps in zip(opt.hypers, groups)]
 
