@@ -182,8 +182,10 @@ def param_groups_of(
     opt, # An optimizer
 ) -> Sequence: # Empty for a wrapper without `param_groups`
     "List the parameter groups of an optimizer, also of the lesson's own, as dictionaries."
-    groups = getattr(opt, 'param_groups', ())
-    if not groups or isinstance(groups[0], dict) or not hasattr(opt, 'hypers'): return groups
+    try: groups = opt.param_groups
+    except AttributeError: return ()
+    # called in each step, so it does next to nothing for PyTorch's optimizers
+    if not groups or type(groups[0]) is dict or not hasattr(opt, 'hypers'): return groups
     # lists of parameters, with the settings in `hypers`
     return [ChainMap(hypers, dict(params=ps)) for hypers, ps in zip(opt.hypers, groups)]
 

@@ -141,7 +141,7 @@ def books_and_schedule(): return [*books(), ParamScheduler('lr', sched_lin(0.1, 
 # more than by hand: measured on Python 3.11, and a tenth for other versions
 @pytest.mark.parametrize('cbs, most', [
     (nothing, 26),
-    (books, 72),
+    (books, 67),
     (books_and_schedule, 97),
 ])
 def test_calls_of_functions_a_step(cbs, most):
