@@ -254,7 +254,7 @@ class MakeRGB(Transform):
 # %% ../nbs/10_data_block.ipynb #b710a507
 class ResizeFixed(Transform):
     "Resizes a picture to a fixed size, whatever its shape; when it shrinks, pixels are averaged."
-    _order = 10
+    _order = Transform._order + 10
     def __init__(self,
         size:int|tuple[int, int], # The side of a square, or width and height, in pixels
     ):
@@ -830,7 +830,7 @@ def get_batch(
     "Get the first batch of a loader, as the model would see it in validation."
     seen:list = []
     class Stop(Callback):
-        _order = 10**6
+        _order = Callback._order + 10**6   # after all others
         def begin_batch(self):
             seen.extend((self.xb, self.yb))
             raise CancelEpochException

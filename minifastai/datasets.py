@@ -9,10 +9,10 @@ __all__ = ['parse_idx', 'cache_dir', 'find_mnist', 'get_data', 'get_test_data',
 
 # %% ../nbs/modules/00-datasets.ipynb #f2286e76
 import codecs, gzip, hashlib, io, lzma, math, os, pickle, shutil, sys, tarfile, tempfile, time, zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 import numpy as np
@@ -159,24 +159,24 @@ def _reason(e:Exception, tmp:str) -> str:
     return f"{type(e).__name__}: {said[:160]}"
 
 # %% ../nbs/00_data.ipynb #aed12385
-def _download_file(data:_IdxData, name:str, folder:Path):
-    "Download one file of `data` from the first mirror that has it, and check it."
+def _download_file(name:str, mirrors:Sequence[str], folder:Path, check:Callable):
+    "Download a file into `folder` from the first mirror that has it and whose copy passes `check`."
     import pooch
     # seconds to connect, and to wait for more data
     fetch = pooch.HTTPDownloader(progressbar=True, timeout=(5, 20))
     said = []
-    for mirror in data.mirrors:
+    for mirror in mirrors:
         with tempfile.TemporaryDirectory(dir=folder, prefix='.download-') as tmp:
             try:
-                got = Path(pooch.retrieve(f'{mirror}{name}.gz', known_hash=None, path=tmp,
-                                          fname=f'{name}.gz', downloader=fetch))
-                _read_file(data, got)
+                got = Path(pooch.retrieve(f'{mirror}{name}', known_hash=None, path=tmp,
+                                          fname=name, downloader=fetch))
+                check(got)
             except (OSError, ValueError) as e:
                 said.append(f"{mirror}: {_reason(e, tmp)}")
                 continue
-            os.replace(got, folder/f'{name}.gz')
+            os.replace(got, folder/name)
             return
-    raise ConnectionError(f"{name}.gz could not be downloaded:\n  " + '\n  '.join(said))
+    raise ConnectionError(f"{name} could not be downloaded:\n  " + '\n  '.join(said))
 
 # %% ../nbs/00_data.ipynb #5b1d7c02
 _STALE = 3600   # seconds without new data
@@ -189,8 +189,8 @@ def _remove_stale(folder:Path):
         if time.time() - written > _STALE: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/00_data.ipynb #bdaf285e
-def _download(data:_IdxData, folder:Path, names:tuple[str, str]=_TRAIN_FILES):
-    """Download the files `names` of `data` into `folder`.
+def _download_files(names:Iterable[str], mirrors:Sequence[str], folder:Path, check:Callable):
+    """Download files into `folder`, and check each of them.
 
     If no mirror has a file, a `ConnectionError` says why each of them failed."""
     import pooch
@@ -200,8 +200,13 @@ def _download(data:_IdxData, folder:Path, names:tuple[str, str]=_TRAIN_FILES):
     level = logger.level
     try:
         logger.setLevel('WARNING')
-        for name in names: _download_file(data, name, folder)
+        for name in names: _download_file(name, mirrors, folder, check)
     finally: logger.setLevel(level)
+
+def _download(data:_IdxData, folder:Path, names:tuple[str, str]=_TRAIN_FILES):
+    "Download the files `names` of `data` into `folder`."
+    files = [f'{name}.gz' for name in names]
+    _download_files(files, data.mirrors, folder, partial(_read_file, data))
 
 # %% ../nbs/00_data.ipynb #cdc6d702
 def _split(x:Tensor, y:Tensor, n_train:int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -370,11 +375,13 @@ def _hash_of(path:Path, kind:str, size:int, changed:int) -> str:
 def _verify(data:_Archive, path:Path):
     "Check that the archive at `path` is one of those that we know."
     about = path.stat()
-    found = {kind: _hash_of(path, kind, about.st_size, about.st_mtime_ns)
-             for kind, _ in data.hashes.values()}
-    if (any(found[kind] == wanted for kind, wanted in data.hashes.values())): return
+    names = sorted(data.hashes, key=lambda name: name != path.name)   # its own name first
+    known = [data.hashes[name] for name in names]
+    if any(_hash_of(path, kind, about.st_size, about.st_mtime_ns) == wanted
+           for kind, wanted in known): return
     raise ValueError(f"{path} isn't {data.title}'s archive, or it's damaged: its "
-                     f"{' and '.join(found)} hash is another one. Delete it and download it again")
+                     f"{' and '.join(kind for kind, _ in known)} hash is another one. "
+                     "Delete it and download it again")
 
 # %% ../nbs/10_data_block.ipynb #44f77402
 def data_path(
@@ -390,7 +397,10 @@ def data_path(
     found = find_data(name, path)
     why = ''
     if found is None and path is None and download and data.url:
-        try: found = _download_archive(data, cache_dir())
+        mirror, file = data.url.rsplit('/', 1)
+        try:
+            _download_files([file], [f'{mirror}/'], cache_dir(), partial(_verify, data))
+            found = cache_dir()/file
         except OSError as e: why = f'\n{e}'
     if found is None:
         where = f"in {path}" if path is not None else "on this machine, and was not downloaded"
@@ -400,24 +410,6 @@ def data_path(
         raise FileNotFoundError(f"{data.title} is not {where}. {ways}{why}")
     if found.is_file(): _verify(data, found)
     return found
-
-def _download_archive(data:_Archive, folder:Path) -> Path:
-    "Download an archive into `folder`, check it, and only then give it its name."
-    import pooch
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder)
-    name = data.url.split('/')[-1]
-    fetch = pooch.HTTPDownloader(progressbar=True, timeout=(5, 20))
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.download-') as tmp:
-        try:
-            got = Path(pooch.retrieve(data.url, known_hash=None, path=tmp, fname=name,
-                                      downloader=fetch))
-            _verify(data, got)
-        except (OSError, ValueError) as e:
-            raise ConnectionError(f"{name} could not be downloaded from {data.url}: "
-                                  f"{_reason(e, tmp)}") from e
-        os.replace(got, folder/name)
-    return folder/name
 
 # %% ../nbs/10_data_block.ipynb #7c0be733
 def _members(tar:tarfile.TarFile, path:Path, most_files:int, most_bytes:int) -> Iterator:

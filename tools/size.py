@@ -12,7 +12,7 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
-BUDGET = 8_300   # lines of code, of at most 100 columns
+BUDGET = 7_970   # lines of code, of at most 100 columns
 PACKAGE = Path(__file__).resolve().parents[1]/'minifastai'
 NO_CODE = {token.COMMENT, token.NL, token.NEWLINE, token.INDENT, token.DEDENT, token.ENCODING,
            token.ENDMARKER}
