@@ -120,7 +120,7 @@ def is_machinery(module, name) -> bool:
     return name in ('RUN_ATTRS', 'shadows', 'cancel_rank', 'frozen_modules', 'counted',
                     'LossWeight', 'numbers_only', 'find_metric', 'set_setting', 'ratios_to_last',
                     'check_settings', 'group_keys', 'check_batch', 'in_order', 'name_of',
-                    'Rows')
+                    'Rows', 'made_like')
 
 
 def test_all_has_every_name():
